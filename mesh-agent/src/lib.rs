@@ -1,0 +1,2 @@
+//! Nodemesh's agent. See `ARCHITECTURE.md` for the map of this crate.
+pub mod model;

@@ -1,0 +1,19 @@
+//! One address that a Service's traffic may go to.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::WorkloadId;
+
+/// An endpoint of one Service port (EndpointSlice `endpoints[]` crossed with `ports[]`).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Endpoint {
+    /// Address and target port.
+    pub address: SocketAddr,
+    /// The pod behind it, if the world knows one.
+    pub workload: Option<WorkloadId>,
+    /// `conditions.ready`, absent = true.
+    pub ready: bool,
+    /// `nodeName`; empty if unknown.
+    pub node: Arc<str>,
+}
