@@ -1,0 +1,93 @@
+//! What a new snapshot means for what is already open: live connections are judged again by the code that
+//! admitted them, and the kernel's verdicts for same-node flows are computed anew. Owns: those two questions.
+//! Pure but for the handles passed in. Called by `agent`.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use crate::capture::{LiveFlow, VerdictKey};
+use crate::decide::bypass::{KernelVerdict, kernel_verdict};
+use crate::decide::inbound::{ConnFacts, judge};
+use crate::model::{Reason, Workload};
+use crate::observe::{ConnMeta, Direction};
+use crate::world::World;
+
+/// Verdicts the agent asks the kernel to hold at once; flows beyond it are captured, relayed and still judged.
+pub(super) const VERDICTS_MAX: usize = 65_536;
+
+/// A pod of this node as the kernel's verdicts see it.
+pub(super) struct LocalView<'a> {
+    pub(super) cookie: u64,
+    pub(super) workload: &'a Workload,
+    /// Ports somebody listens on.
+    pub(super) ports: Vec<u16>,
+}
+
+/// Whether a relayed connection must end under `world`, and why.
+pub(super) fn still_allowed(world: &World, meta: &ConnMeta) -> Option<Reason> {
+    for party in [&meta.source, &meta.destination] {
+        if let Some(workload) = &party.workload
+            && world.workload(&workload.id).is_none()
+        {
+            return Some(Reason::WorkloadGone);
+        }
+    }
+    if meta.direction == Direction::Outbound {
+        // The destination's own agent judges it.
+        return None;
+    }
+    let destination = world.workload(&meta.destination.workload.as_ref()?.id)?;
+    if !destination.enrolled {
+        return None;
+    }
+    let facts = ConnFacts {
+        peer: meta.source.identity.as_ref(),
+        source_ip: meta.source.address.ip(),
+        destination: meta.destination.address,
+    };
+    (!judge(world, destination, &facts).allowed).then_some(Reason::PolicyChanged)
+}
+
+/// Whether a bypassed flow may go on under `world`.
+pub(super) fn flow_allowed(world: &World, source: Option<&Workload>, flow: &LiveFlow) -> bool {
+    let (Some(source), Some(destination)) = (source, world.workload_at(flow.remote.ip())) else { return false };
+    if !destination.enrolled {
+        return true;
+    }
+    let facts = ConnFacts {
+        peer: Some(&source.identity),
+        source_ip: flow.local.ip(),
+        destination: flow.remote,
+    };
+    judge(world, destination, &facts).allowed
+}
+
+/// The whole table of verdicts for the pods of this node: every pair, every listening port, up to [`VERDICTS_MAX`].
+/// Returns how many did not fit beside the table.
+pub(super) fn verdicts(
+    world: &World,
+    node: &str,
+    pods: &[LocalView<'_>],
+) -> (HashMap<VerdictKey, KernelVerdict>, usize) {
+    let mut table = HashMap::new();
+    let mut left_out = 0;
+    for source in pods {
+        for target in pods.iter().filter(|target| target.cookie != source.cookie) {
+            for address in &target.workload.addresses {
+                for port in &target.ports {
+                    let to = SocketAddr::new(*address, *port);
+                    let verdict = kernel_verdict(world, node, source.workload, to);
+                    if matches!(verdict, KernelVerdict::Capture) {
+                        continue;
+                    }
+                    if table.len() == VERDICTS_MAX {
+                        left_out += 1;
+                        continue;
+                    }
+                    table.insert(VerdictKey { cookie: source.cookie, destination: to }, verdict);
+                }
+            }
+        }
+    }
+    (table, left_out)
+}

@@ -1,0 +1,175 @@
+//! The pods of this node: who should be in the mesh, who is. Owns: the attached pods and the retry of those
+//! that cannot be attached yet. Never: touches a connection. Called by `agent`'s control loop.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::capture::{Capture, PodAttachment};
+use crate::model::{Identity, MtlsMode, Workload, WorkloadId};
+use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_WORKLOAD};
+use crate::proxy::worker::{Command, LocalPod, Shared, WorkerHandle};
+use crate::world::World;
+
+/// Pause before a pod that could not be attached is tried again; doubles up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+/// Longest pause between two tries.
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// A pod that should be attached and is not.
+pub(super) struct Pending {
+    pub(super) error: String,
+    next_try: Instant,
+    pause: Duration,
+}
+
+/// A pod that is attached.
+pub(super) struct Attached {
+    pub(super) pod: Arc<LocalPod>,
+    attachment: PodAttachment,
+}
+
+/// The attached and the pending pods of this node.
+#[derive(Default)]
+pub(super) struct Pods {
+    pub(super) attached: BTreeMap<WorkloadId, Attached>,
+    pub(super) pending: BTreeMap<WorkloadId, Pending>,
+}
+
+impl Pods {
+    /// Brings the attached pods in line with `world`. Returns whether anything changed.
+    pub(super) async fn reconcile(
+        &mut self,
+        world: &World,
+        capture: &mut Capture,
+        shared: &Shared,
+        workers: &[WorkerHandle],
+    ) -> anyhow::Result<bool> {
+        let wanted: BTreeMap<WorkloadId, PodAttachment> = world
+            .workloads()
+            .filter(|workload| *workload.node == *shared.node && workload.enrolled)
+            .filter_map(|workload| Some((workload.id.clone(), attachment(world, workload)?)))
+            .collect();
+        let mut changed = false;
+        // Withdraw first: a pod that is made again may come back with the address of the one that goes.
+        let gone: Vec<WorkloadId> = self
+            .attached
+            .iter()
+            .filter(|(id, attached)| wanted.get(*id).is_none_or(|wanted| moved(wanted, &attached.attachment)))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in gone {
+            changed = true;
+            self.withdraw(&id, capture, workers).await?;
+        }
+        self.pending.retain(|id, _| wanted.contains_key(id));
+        for (id, attachment) in wanted {
+            changed |= self.attach(id, attachment, capture, workers).await?;
+        }
+        if changed {
+            self.publish(world, shared);
+        }
+        Ok(changed)
+    }
+
+    async fn withdraw(
+        &mut self,
+        id: &WorkloadId,
+        capture: &mut Capture,
+        workers: &[WorkerHandle],
+    ) -> anyhow::Result<()> {
+        if self.attached.remove(id).is_none() {
+            return Ok(());
+        }
+        // Kernel first, then the listeners: what is steered to a listener must find it served.
+        if let Err(error) = capture.withdraw(id) {
+            tracing::warn!(pod = %id, %error, "the pod could not be withdrawn cleanly");
+        }
+        for worker in workers {
+            worker.send(Command::Remove(id.clone())).await?;
+        }
+        tracing::info!(pod = %id, "withdrawn from the mesh");
+        Ok(())
+    }
+
+    async fn attach(
+        &mut self,
+        id: WorkloadId,
+        attachment: PodAttachment,
+        capture: &mut Capture,
+        workers: &[WorkerHandle],
+    ) -> anyhow::Result<bool> {
+        if let Some(attached) = self.attached.get_mut(&id) {
+            if attached.attachment.fail_closed != attachment.fail_closed {
+                capture.set_fail_closed(&id, attachment.fail_closed)?;
+                attached.attachment = attachment;
+            }
+            return Ok(false);
+        }
+        if self.pending.get(&id).is_some_and(|pending| Instant::now() < pending.next_try) {
+            return Ok(false);
+        }
+        let enrolled = match capture.enrol(&attachment) {
+            Ok(enrolled) => enrolled,
+            Err(error) => {
+                self.postpone(id, error.to_string());
+                return Ok(false);
+            }
+        };
+        self.pending.remove(&id);
+        let pod = Arc::new(LocalPod {
+            id: id.clone(),
+            netns: enrolled.netns,
+            cookie: enrolled.cookie,
+            budget: Budget::new(MAX_CONNECTIONS_PER_WORKLOAD),
+        });
+        for (index, listeners) in enrolled.listeners.into_iter().enumerate() {
+            let worker = &workers[index % workers.len()];
+            worker.send(Command::Add { pod: Arc::clone(&pod), listeners }).await?;
+        }
+        tracing::info!(pod = %id, addresses = ?attachment.addresses, "enrolled in the mesh");
+        self.attached.insert(id, Attached { pod, attachment });
+        Ok(true)
+    }
+
+    fn postpone(&mut self, id: WorkloadId, error: String) {
+        let pause = self.pending.get(&id).map_or(RETRY_FIRST, |last| (last.pause * 2).min(RETRY_MAX));
+        if self.pending.get(&id).is_none_or(|last| last.error != error) {
+            tracing::warn!(pod = %id, error, "the pod cannot be enrolled yet; trying again");
+        }
+        self.pending.insert(id, Pending { error, next_try: Instant::now() + pause, pause });
+    }
+
+    /// Shows the workers who is here, and the certificate manager whose certificates are needed.
+    fn publish(&self, world: &World, shared: &Shared) {
+        let pods = self.attached.iter().map(|(id, attached)| (id.clone(), Arc::clone(&attached.pod)));
+        shared.pods.store(Arc::new(pods.collect()));
+        let identities: HashSet<Identity> = self
+            .attached
+            .keys()
+            .filter_map(|id| world.workload(id))
+            .map(|workload| workload.identity.clone())
+            .collect();
+        shared.certs.retain(&identities);
+    }
+}
+
+/// What capture must know of a pod; none while it has no namespace or address.
+fn attachment(world: &World, workload: &Workload) -> Option<PodAttachment> {
+    let netns = workload.netns.clone()?;
+    if workload.addresses.is_empty() {
+        return None;
+    }
+    Some(PodAttachment {
+        id: workload.id.clone(),
+        netns,
+        addresses: workload.addresses.clone(),
+        // STRICT promises that no unauthenticated byte arrives, also while no agent runs.
+        fail_closed: world.mtls_mode(workload, 0).0 == MtlsMode::Strict,
+    })
+}
+
+/// Whether the pod must be attached anew: another namespace or other addresses.
+fn moved(wanted: &PodAttachment, attached: &PodAttachment) -> bool {
+    wanted.netns != attached.netns || wanted.addresses != attached.addresses
+}

@@ -1,0 +1,172 @@
+//! What arrives at a pod: plaintext steered to the agent, and HBONE tunnels on port 15008. Owns: the order
+//! register, judge, connect, answer, relay. Never: takes an identity from anything but the peer's certificate.
+//! Called by `proxy::worker`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use crate::decide::inbound::{ConnFacts, judge};
+use crate::model::{Identity, Reason, Workload};
+use crate::net::sock;
+use crate::observe::{Conn, ConnMeta, Direction, Party, Path};
+use crate::proxy::limits::Permit;
+use crate::proxy::outbound::{IDLE_TIMEOUT, finish};
+use crate::proxy::relay::{self, RelayIo};
+use crate::proxy::upstream::{self, Failure};
+use crate::proxy::worker::{LocalPod, Worker};
+use crate::tunnel;
+
+/// An arriving connection: who, from where, to which port of the pod.
+struct Arrival {
+    peer: Option<Identity>,
+    client: SocketAddr,
+    destination: SocketAddr,
+    path: Path,
+}
+
+/// Serves one plaintext connection that `mesh_steer` handed to the agent.
+pub async fn serve_plaintext(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
+    let (Ok(client), Ok(destination)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    let (client, destination) = (sock::canonical(client), sock::canonical(destination));
+    let Ok(_permit) = Permit::take(&worker.shared.node_budget, &pod.budget) else {
+        worker.shared.connections.limit_reached("connections");
+        return sock::reset(stream);
+    };
+    let arrival = Arrival { peer: None, client, destination, path: Path::Plain };
+    match admit(&worker, &pod, &arrival).await {
+        Ok((conn, server)) => {
+            let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };
+            let end = relay::tcp(stream, server, &io, conn.cancelled()).await;
+            finish(conn, end);
+        }
+        Err(_) => sock::reset(stream),
+    }
+}
+
+/// Serves one tunnel: the TLS handshake with the pod's certificate, then every CONNECT on it.
+pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
+    let (Ok(client), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    let (client, local) = (sock::canonical(client), sock::canonical(local));
+    let world = worker.shared.store.load();
+    let Some(workload) = world.workload(&pod.id) else { return sock::reset(stream) };
+    let cert = match upstream::certificate(&worker, &workload.identity).await {
+        Ok(cert) => cert,
+        Err(failure) => {
+            tracing::warn!(pod = %pod.id, reason = %failure.reason, "{}", failure.message);
+            return sock::reset(stream);
+        }
+    };
+    let draining = worker.draining.clone();
+    let handler = {
+        let (worker, pod) = (Rc::clone(&worker), Arc::clone(&pod));
+        move |request: tunnel::ConnectRequest, responder: tunnel::Responder| {
+            let (worker, pod) = (Rc::clone(&worker), Arc::clone(&pod));
+            serve_connect(worker, pod, Connect { request, client, local: local.ip() }, responder)
+        }
+    };
+    if let Err(failure) = tunnel::serve(stream, cert.server_config(), handler, draining).await {
+        worker.shared.connections.tunnel_failed(&workload.id, client, failure.reason, &failure.message);
+    }
+}
+
+/// One CONNECT with the tunnel it came in by.
+struct Connect {
+    request: tunnel::ConnectRequest,
+    client: SocketAddr,
+    local: IpAddr,
+}
+
+async fn serve_connect(worker: Rc<Worker>, pod: Arc<LocalPod>, connect: Connect, responder: tunnel::Responder) {
+    let Connect { request, client, local } = connect;
+    if let Err(reason) = check_target(request.target, local) {
+        return responder.refuse(reason);
+    }
+    let Ok(_permit) = Permit::take(&worker.shared.node_budget, &pod.budget) else {
+        worker.shared.connections.limit_reached("connections");
+        return responder.refuse(Reason::LimitReached);
+    };
+    let arrival =
+        Arrival { peer: Some(request.peer), client, destination: request.target, path: Path::Hbone };
+    match admit(&worker, &pod, &arrival).await {
+        Ok((conn, server)) => {
+            let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };
+            let stream = match responder.accept() {
+                Ok(stream) => stream,
+                Err(failure) => return conn.fail(failure.reason, &failure.message),
+            };
+            let end = relay::tunnel(server, stream, &io, conn.cancelled()).await;
+            finish(conn, end);
+        }
+        Err(reason) => responder.refuse(reason),
+    }
+}
+
+/// A CONNECT may name only the address that it was sent to, and none of the mesh's own ports: anything else
+/// would make the agent a proxy for whoever has a certificate.
+fn check_target(target: SocketAddr, local: IpAddr) -> Result<(), Reason> {
+    if target.ip() != local {
+        return Err(Reason::ConnectTarget);
+    }
+    let own = [mesh_common::PORT_OUTBOUND, mesh_common::PORT_INBOUND, mesh_common::PORT_HBONE];
+    if target.port() == 0 || own.contains(&target.port()) {
+        return Err(Reason::ConnectMeshPort);
+    }
+    Ok(())
+}
+
+/// Registers the arrival, judges it and connects to the application with the client's own address.
+async fn admit(worker: &Worker, pod: &LocalPod, arrival: &Arrival) -> Result<(Conn, TcpStream), Reason> {
+    let world = worker.shared.store.load();
+    let Some(workload) = world.workload(&pod.id).map(Arc::clone) else { return Err(Reason::UnknownWorkload) };
+    let conn = worker.shared.connections.open(meta(&world, arrival, &workload));
+    match judged_leg(worker, pod, arrival, &workload).await {
+        Ok(server) => Ok((conn, server)),
+        Err(failure) => {
+            conn.fail(failure.reason, &failure.message);
+            Err(failure.reason)
+        }
+    }
+}
+
+async fn judged_leg(
+    worker: &Worker,
+    pod: &LocalPod,
+    arrival: &Arrival,
+    workload: &Workload,
+) -> Result<TcpStream, Failure> {
+    // Loaded after the connection was registered: a policy published before this line is judged here, one
+    // published later finds the connection in the table.
+    let world = worker.shared.store.load();
+    let facts = ConnFacts {
+        peer: arrival.peer.as_ref(),
+        source_ip: arrival.client.ip(),
+        destination: arrival.destination,
+    };
+    let verdict = judge(&world, workload, &facts);
+    if !verdict.allowed {
+        return Err(Failure::new(verdict.reason.unwrap_or(Reason::PolicyDenied), "refused by policy"));
+    }
+    upstream::leg(worker, pod, arrival.client.ip(), arrival.destination).await
+}
+
+fn meta(world: &crate::world::World, arrival: &Arrival, workload: &Arc<Workload>) -> ConnMeta {
+    // The source's workload is for people: labels of metrics and logs. Policy never reads it.
+    let source = world
+        .workload_at(arrival.client.ip())
+        .filter(|source| arrival.peer.as_ref().is_none_or(|peer| *peer == source.identity))
+        .map(Arc::clone);
+    ConnMeta {
+        direction: Direction::Inbound,
+        path: arrival.path,
+        source: Party { workload: source, identity: arrival.peer.clone(), address: arrival.client },
+        destination: Party {
+            identity: Some(workload.identity.clone()),
+            workload: Some(Arc::clone(workload)),
+            address: arrival.destination,
+        },
+        service: None,
+    }
+}

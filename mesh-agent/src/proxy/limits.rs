@@ -1,0 +1,94 @@
+//! Connection budgets: of the node and of each workload. Owns: the counters and the permits. Never waits:
+//! a connection over budget is refused at once with [`Reason::LimitReached`]. Called by `proxy::{outbound, inbound}`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::model::Reason;
+
+/// Connections the agent relays at once, all pods together. Below the kernel's flow table
+/// (`mesh_common::FLOWS_MAX`), so that a leg to an application always finds a place in it.
+pub const MAX_CONNECTIONS_PER_NODE: usize = 65_536;
+/// Connections the agent relays at once for one pod, both directions together: one pod's flood leaves
+/// room for the others.
+pub const MAX_CONNECTIONS_PER_WORKLOAD: usize = 16_384;
+
+/// A counter with a ceiling.
+#[derive(Debug)]
+pub struct Budget {
+    used: AtomicUsize,
+    max: usize,
+}
+
+impl Budget {
+    /// A budget of `max` connections.
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), max })
+    }
+
+    /// Connections in use now.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// The ceiling.
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
+    fn take(&self) -> bool {
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| (used < self.max).then_some(used + 1))
+            .is_ok()
+    }
+
+    fn give_back(&self) {
+        self.used.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A place in the node's and the workload's budget, given back on drop.
+#[derive(Debug)]
+pub struct Permit {
+    node: Arc<Budget>,
+    workload: Arc<Budget>,
+}
+
+impl Permit {
+    /// Takes one place in both budgets or none.
+    pub fn take(node: &Arc<Budget>, workload: &Arc<Budget>) -> Result<Self, Reason> {
+        if !node.take() {
+            return Err(Reason::LimitReached);
+        }
+        if !workload.take() {
+            node.give_back();
+            return Err(Reason::LimitReached);
+        }
+        Ok(Self { node: Arc::clone(node), workload: Arc::clone(workload) })
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.node.give_back();
+        self.workload.give_back();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_workload_leaves_the_node_room_for_others() {
+        let node = Budget::new(3);
+        let (greedy, modest) = (Budget::new(2), Budget::new(2));
+        let held: Vec<_> = (0..2).map(|_| Permit::take(&node, &greedy).unwrap()).collect();
+        assert_eq!(Permit::take(&node, &greedy).unwrap_err(), Reason::LimitReached);
+        assert_eq!(node.used(), 2, "a refused connection must not keep a place");
+        let last = Permit::take(&node, &modest).unwrap();
+        assert_eq!(Permit::take(&node, &modest).unwrap_err(), Reason::LimitReached);
+        drop((held, last));
+        assert_eq!((node.used(), greedy.used(), modest.used()), (0, 0, 0));
+    }
+}

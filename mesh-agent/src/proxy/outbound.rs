@@ -1,0 +1,290 @@
+//! A pod's outgoing connection, from accept to end: plan, choose an endpoint, open its transport, relay.
+//! Owns: the order of those steps. Never: reads an identity from an address (the listener's namespace says
+//! whose connection it is), forwards a byte before the upstream stands. Called by `proxy::worker`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport};
+use crate::decide::{balance, inbound};
+use crate::identity::WorkloadCert;
+use crate::model::{Balance, Endpoint, Reason, Service, Workload};
+use crate::net::sock;
+use crate::observe::{Conn, ConnMeta, Direction, Party, Path};
+use crate::proxy::limits::Permit;
+use crate::proxy::relay::{self, RelayEnd, RelayIo};
+use crate::proxy::upstream::{self, Failure};
+use crate::proxy::worker::{LoadGuard, LocalPod, Worker};
+use crate::tunnel;
+use crate::world::World;
+
+/// Endpoints tried for one connection before it is given up; nothing has been forwarded by then, so another
+/// try cannot repeat anything.
+const MAX_ENDPOINT_TRIES: usize = 3;
+/// A relayed connection without a byte in either direction for this long is closed (Istio: TCP idle 1 h).
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// An accepted connection with what is known of it.
+struct Accepted {
+    stream: TcpStream,
+    client: SocketAddr,
+    /// Where the application wanted to go: the accepted socket's own address, since capture rewrites nothing.
+    original: SocketAddr,
+    source: Arc<Workload>,
+}
+
+/// The other side, ready to be relayed to.
+enum Upstream {
+    Tcp(TcpStream),
+    Tunnel(Box<tunnel::Stream>),
+}
+
+/// One way to the destination: an endpoint and how it is reached.
+struct Leg {
+    endpoint: SocketAddr,
+    transport: Transport,
+    service: Option<Arc<Service>>,
+}
+
+/// Serves one captured connection to its end.
+pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
+    let Ok(_permit) = Permit::take(&worker.shared.node_budget, &pod.budget) else {
+        worker.shared.connections.limit_reached("connections");
+        return sock::reset(stream);
+    };
+    let world = worker.shared.store.load();
+    let (Some(accepted), Some(_)) = (identify(&world, &pod, stream), Some(())) else { return };
+    let plan = match plan(&world, &accepted.source, accepted.original) {
+        OutboundPlan::Tcp(plan) => plan,
+        OutboundPlan::Passthrough(_) => {
+            let leg = Leg { endpoint: accepted.original, transport: Transport::Plain, service: None };
+            return match connect(&worker, &pod, &accepted, &leg).await {
+                Ok((conn, upstream)) => relay(accepted.stream, conn, upstream).await,
+                Err(_) => sock::reset(accepted.stream),
+            };
+        }
+        OutboundPlan::Refuse(reason) => {
+            let meta = meta(&accepted, None, None, Path::Passthrough);
+            worker.shared.connections.open(meta).finish(Some(reason));
+            return sock::reset(accepted.stream);
+        }
+    };
+    match try_endpoints(&worker, &pod, &accepted, &plan, &world).await {
+        Some((conn, upstream, _load)) => relay(accepted.stream, conn, upstream).await,
+        None => sock::reset(accepted.stream),
+    }
+}
+
+/// Says whose connection this is and where it was going; none (and a reset) where that makes no sense.
+fn identify(world: &World, pod: &LocalPod, stream: TcpStream) -> Option<Accepted> {
+    let (Ok(client), Ok(original)) = (stream.peer_addr(), stream.local_addr()) else { return None };
+    let (client, original) = (sock::canonical(client), sock::canonical(original));
+    let Some(source) = world.workload(&pod.id).map(Arc::clone) else {
+        sock::reset(stream);
+        return None;
+    };
+    // The listener's own port, reached on an address of the pod, was not captured but called: relaying it
+    // would have the agent call itself for ever.
+    let own = original.ip().is_loopback() || source.addresses.contains(&original.ip());
+    if own && original.port() == mesh_common::PORT_OUTBOUND {
+        sock::reset(stream);
+        return None;
+    }
+    Some(Accepted { stream, client, original, source })
+}
+
+/// Tries endpoints in the order of the balancer until one stands.
+async fn try_endpoints(
+    worker: &Rc<Worker>,
+    pod: &LocalPod,
+    accepted: &Accepted,
+    plan: &TcpPlan,
+    world: &World,
+) -> Option<(Conn, Upstream, LoadGuard)> {
+    let mut tried: Vec<usize> = Vec::new();
+    while tried.len() < MAX_ENDPOINT_TRIES {
+        let Some(index) = pick(worker, plan, &tried) else { break };
+        tried.push(index);
+        let endpoint = &plan.endpoints[index];
+        let leg = Leg {
+            endpoint: endpoint.address,
+            transport: transport(world, &worker.shared.node, endpoint.address),
+            service: plan.service.as_ref().map(Arc::clone),
+        };
+        let load = worker.count(endpoint.address);
+        match connect(worker, pod, accepted, &leg).await {
+            Ok((conn, upstream)) => return Some((conn, upstream, load)),
+            // Policy gave its answer; another endpoint of the same Service must not be asked for a better one.
+            Err(reason) if !upstream::worth_another_endpoint(reason) => return None,
+            Err(_) => {}
+        }
+    }
+    if tried.is_empty() {
+        let mut meta = meta(accepted, None, None, Path::Passthrough);
+        meta.service = plan.service.as_ref().map(Arc::clone);
+        worker.shared.connections.open(meta).finish(Some(Reason::NoEndpoint));
+    }
+    None
+}
+
+fn pick(worker: &Worker, plan: &TcpPlan, tried: &[usize]) -> Option<usize> {
+    match (plan.balance, &plan.service) {
+        (Balance::RoundRobin, Some(service)) => {
+            let turn = worker.turn(&service.id, plan.port);
+            balance::round_robin(&plan.endpoints, &turn, tried)
+        }
+        _ => {
+            let load = |endpoint: &Endpoint| worker.load(endpoint.address);
+            balance::least_request(&plan.endpoints, load, worker.random(), tried)
+        }
+    }
+}
+
+/// Registers the attempt, has it judged where this node is also the destination's, and opens the transport.
+async fn connect(
+    worker: &Rc<Worker>,
+    pod: &LocalPod,
+    accepted: &Accepted,
+    leg: &Leg,
+) -> Result<(Conn, Upstream), Reason> {
+    let (path, destination) = match &leg.transport {
+        Transport::Local(workload) => (Path::Local, Some(workload)),
+        Transport::Hbone(workload) => (Path::Hbone, Some(workload)),
+        Transport::Plain => (Path::Plain, None),
+    };
+    let mut meta = meta(accepted, Some(leg.endpoint), destination, path);
+    meta.service = leg.service.as_ref().map(Arc::clone);
+    let conn = worker.shared.connections.open(meta);
+    let opened = match &leg.transport {
+        Transport::Local(workload) => local(worker, accepted, leg, workload).await.map(Upstream::Tcp),
+        Transport::Hbone(workload) => hbone(worker, pod, accepted, leg, workload).await,
+        Transport::Plain => upstream::plain(worker, pod, leg.endpoint).await.map(Upstream::Tcp),
+    };
+    match opened {
+        Ok(upstream) => Ok((conn, upstream)),
+        Err(failure) => {
+            conn.fail(failure.reason, &failure.message);
+            Err(failure.reason)
+        }
+    }
+}
+
+/// Same node: one pass, no encryption, the destination's decision taken here from the same code.
+async fn local(
+    worker: &Worker,
+    accepted: &Accepted,
+    leg: &Leg,
+    workload: &Workload,
+) -> Result<TcpStream, Failure> {
+    // Loaded again: the connection is registered by now, so a policy published since is either seen here or
+    // cuts it from the table.
+    let world = worker.shared.store.load();
+    let facts = inbound::ConnFacts {
+        peer: Some(&accepted.source.identity),
+        source_ip: accepted.client.ip(),
+        destination: leg.endpoint,
+    };
+    let verdict = inbound::judge(&world, workload, &facts);
+    if !verdict.allowed {
+        return Err(Failure::new(verdict.reason.unwrap_or(Reason::PolicyDenied), "refused by policy"));
+    }
+    let pods = worker.shared.pods.load();
+    let Some(target) = pods.get(&workload.id) else {
+        return Err(Failure::new(Reason::UnknownWorkload, "the pod is not attached to this node's agent yet"));
+    };
+    let source = source_address(accepted, leg.endpoint)
+        .ok_or_else(|| Failure::new(Reason::ConnectFailed, "the pod has no address of the endpoint's family"))?;
+    upstream::leg(worker, target, source, leg.endpoint).await
+}
+
+/// Another node: a stream of the tunnel that this worker shares between all connections of one pair of identities.
+async fn hbone(
+    worker: &Rc<Worker>,
+    pod: &LocalPod,
+    accepted: &Accepted,
+    leg: &Leg,
+    workload: &Workload,
+) -> Result<Upstream, Failure> {
+    let cert: Arc<WorkloadCert> = upstream::certificate(worker, &accepted.source.identity).await?;
+    let source = source_address(accepted, leg.endpoint)
+        .ok_or_else(|| Failure::new(Reason::ConnectFailed, "the pod has no address of the endpoint's family"))?;
+    let address = SocketAddr::new(leg.endpoint.ip(), mesh_common::PORT_HBONE);
+    let request = tunnel::OpenRequest {
+        key: tunnel::TunnelKey {
+            source: accepted.source.identity.clone(),
+            destination: workload.identity.clone(),
+            address,
+            source_ip: source,
+        },
+        cert,
+        target: leg.endpoint,
+        forwarded_for: Some(accepted.client),
+        forwarded_host: leg.service.as_ref().map(|service| service.hostname.to_string()),
+    };
+    let netns = Arc::clone(&pod.netns);
+    let capture = worker.shared.capture.clone();
+    let dial = async move || upstream::dial(&netns, &capture, Some(source), address).await;
+    match worker.pool.open(request, dial).await {
+        Ok(stream) => Ok(Upstream::Tunnel(Box::new(stream))),
+        Err(failure) => Err(Failure::new(failure.reason, failure.message)),
+    }
+}
+
+/// The pod's address that the other side will see: the application's own, or the pod's of the endpoint's family.
+fn source_address(accepted: &Accepted, endpoint: SocketAddr) -> Option<IpAddr> {
+    let client = accepted.client.ip();
+    if client.is_ipv4() == endpoint.is_ipv4() {
+        return Some(client);
+    }
+    accepted.source.addresses.iter().copied().find(|address| address.is_ipv4() == endpoint.is_ipv4())
+}
+
+fn meta(
+    accepted: &Accepted,
+    endpoint: Option<SocketAddr>,
+    destination: Option<&Arc<Workload>>,
+    path: Path,
+) -> ConnMeta {
+    ConnMeta {
+        direction: if path == Path::Local { Direction::Local } else { Direction::Outbound },
+        path,
+        source: Party {
+            identity: Some(accepted.source.identity.clone()),
+            workload: Some(Arc::clone(&accepted.source)),
+            address: accepted.client,
+        },
+        destination: Party {
+            identity: destination.map(|workload| workload.identity.clone()),
+            workload: destination.map(Arc::clone),
+            address: endpoint.unwrap_or(accepted.original),
+        },
+        service: None,
+    }
+}
+
+/// Relays until either side ends, the connection idles out or the table cuts it.
+async fn relay(client: TcpStream, conn: Conn, upstream: Upstream) {
+    let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };
+    let cut = conn.cancelled();
+    let end = match upstream {
+        Upstream::Tcp(server) => relay::tcp(client, server, &io, cut).await,
+        Upstream::Tunnel(stream) => relay::tunnel(client, *stream, &io, cut).await,
+    };
+    finish(conn, end);
+}
+
+/// Files how a relay ended.
+pub(super) fn finish(conn: Conn, end: RelayEnd) {
+    let reason = match end {
+        RelayEnd::Closed => None,
+        RelayEnd::ClientReset => Some(Reason::ClientReset),
+        RelayEnd::ServerReset => Some(Reason::ServerReset),
+        RelayEnd::Idle => Some(Reason::IdleTimeout),
+        RelayEnd::Cut(reason) => Some(reason),
+    };
+    conn.finish(reason);
+}

@@ -1,0 +1,235 @@
+//! The data plane's workers. Owns: one thread each with a current-thread runtime, the accept loops of its
+//! share of every pod's listeners, its tunnel pool and its balancing state. A connection never leaves the
+//! worker that accepted it. Never: decides policy, opens listeners. Called by `agent`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, LocalSet};
+
+use crate::capture::{CaptureHandle, WorkerListeners};
+use crate::identity::CertManager;
+use crate::model::{ServiceId, WorkloadId};
+use crate::net::netns::NetNs;
+use crate::observe::ConnectionTable;
+use crate::proxy::limits::Budget;
+use crate::proxy::{inbound, outbound};
+use crate::tunnel;
+use crate::world::WorldStore;
+
+/// Commands that may wait for one worker.
+const COMMAND_QUEUE: usize = 1024;
+/// Pause of an accept loop after the process ran out of descriptors: accepting again at once would spin.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+
+/// What every worker shares: read-mostly state, atomics, no lock on the path of a connection.
+pub struct Shared {
+    pub node: Arc<str>,
+    pub store: Arc<WorldStore>,
+    pub certs: Arc<CertManager>,
+    pub connections: Arc<ConnectionTable>,
+    pub capture: CaptureHandle,
+    pub node_budget: Arc<Budget>,
+    /// Pods of this node that the agent serves now.
+    pub pods: arc_swap::ArcSwap<imbl::HashMap<WorkloadId, Arc<LocalPod>>>,
+    /// Round-robin positions, one per Service port for the whole node; the lock is taken when a worker meets a
+    /// port for the first time, never afterwards.
+    pub turns: Mutex<HashMap<(ServiceId, u16), Arc<AtomicUsize>>>,
+}
+
+/// A pod of this node that is in the mesh.
+pub struct LocalPod {
+    pub id: WorkloadId,
+    pub netns: Arc<NetNs>,
+    /// `SO_NETNS_COOKIE` of its namespace.
+    pub cookie: u64,
+    pub budget: Arc<Budget>,
+}
+
+/// What `agent` tells a worker.
+pub enum Command {
+    /// Serve a pod's listeners (several sets if the predecessor had more workers).
+    Add { pod: Arc<LocalPod>, listeners: WorkerListeners },
+    /// Stop accepting for a pod; its live connections go on.
+    Remove(WorkloadId),
+    /// Stop accepting for every pod and let tunnels say goodbye.
+    Drain,
+}
+
+/// A running worker.
+pub struct WorkerHandle {
+    commands: mpsc::Sender<Command>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    end: watch::Sender<bool>,
+}
+
+/// One worker's own state; lives on its thread.
+pub struct Worker {
+    pub shared: Arc<Shared>,
+    pub pool: tunnel::Pool,
+    pub(super) draining: watch::Receiver<bool>,
+    turns: RefCell<HashMap<(ServiceId, u16), Arc<AtomicUsize>>>,
+    load: RefCell<HashMap<SocketAddr, Rc<Cell<u32>>>>,
+    random: RefCell<fastrand::Rng>,
+}
+
+impl Worker {
+    /// The node's round-robin position for a Service port.
+    pub fn turn(&self, service: &ServiceId, port: u16) -> Arc<AtomicUsize> {
+        let key = (service.clone(), port);
+        let mut own = self.turns.borrow_mut();
+        let turn = own.entry(key.clone()).or_insert_with(|| {
+            Arc::clone(self.shared.turns.lock().entry(key).or_insert_with(|| Arc::new(AtomicUsize::new(0))))
+        });
+        Arc::clone(turn)
+    }
+
+    /// Connections of this worker to an endpoint now.
+    pub fn load(&self, endpoint: SocketAddr) -> u32 {
+        self.load.borrow().get(&endpoint).map_or(0, |count| count.get())
+    }
+
+    /// Counts a connection to an endpoint until the guard drops.
+    pub fn count(self: &Rc<Self>, endpoint: SocketAddr) -> LoadGuard {
+        let count = Rc::clone(self.load.borrow_mut().entry(endpoint).or_default());
+        count.set(count.get() + 1);
+        LoadGuard { worker: Rc::clone(self), endpoint, count }
+    }
+
+    pub fn random(&self) -> u64 {
+        self.random.borrow_mut().u64(..)
+    }
+}
+
+/// Counts one connection to an endpoint; forgets the endpoint with the last one.
+pub struct LoadGuard {
+    worker: Rc<Worker>,
+    endpoint: SocketAddr,
+    count: Rc<Cell<u32>>,
+}
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        self.count.set(self.count.get().saturating_sub(1));
+        if self.count.get() == 0 {
+            self.worker.load.borrow_mut().remove(&self.endpoint);
+        }
+    }
+}
+
+impl WorkerHandle {
+    /// Starts worker number `index`.
+    pub fn start(index: usize, shared: Arc<Shared>) -> anyhow::Result<Self> {
+        let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
+        let (end, ended) = watch::channel(false);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            let local = LocalSet::new();
+            runtime.block_on(local.run_until(run(shared, inbox, ended)));
+        })?;
+        Ok(Self { commands, thread: Some(thread), end })
+    }
+
+    /// Hands a command over; an error means that the worker's thread is gone.
+    pub async fn send(&self, command: Command) -> anyhow::Result<()> {
+        self.commands.send(command).await.map_err(|_gone| anyhow::anyhow!("a data-plane worker ended early"))
+    }
+
+    /// Ends the worker; what is still connected is dropped.
+    pub fn stop(mut self) {
+        self.end.send_replace(true);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a data-plane worker panicked");
+        }
+    }
+}
+
+async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>, mut ended: watch::Receiver<bool>) {
+    let (drain, draining) = watch::channel(false);
+    let worker = Rc::new(Worker {
+        shared,
+        pool: tunnel::Pool::default(),
+        draining,
+        turns: RefCell::default(),
+        load: RefCell::default(),
+        random: RefCell::new(fastrand::Rng::new()),
+    });
+    let mut accepting: HashMap<WorkloadId, Vec<AbortHandle>> = HashMap::new();
+    loop {
+        let command = tokio::select! {
+            command = inbox.recv() => command,
+            _ = ended.wait_for(|ended| *ended) => None,
+        };
+        match command {
+            Some(Command::Add { pod, listeners }) => {
+                accepting.entry(pod.id.clone()).or_default().extend(listen(&worker, &pod, listeners));
+            }
+            Some(Command::Remove(id)) => {
+                accepting.remove(&id).into_iter().flatten().for_each(|task| task.abort());
+            }
+            Some(Command::Drain) => {
+                accepting.drain().flat_map(|(_, tasks)| tasks).for_each(|task| task.abort());
+                drain.send_replace(true);
+            }
+            None => return,
+        }
+    }
+}
+
+/// Starts the accept loops of one pod's listeners.
+fn listen(worker: &Rc<Worker>, pod: &Arc<LocalPod>, listeners: WorkerListeners) -> Vec<AbortHandle> {
+    let WorkerListeners { outbound, inbound, hbone } = listeners;
+    [(outbound, Kind::Outbound), (inbound, Kind::Inbound), (hbone, Kind::Hbone)]
+        .into_iter()
+        .filter_map(|(listener, kind)| match TcpListener::from_std(listener) {
+            Ok(listener) => {
+                let accept = accept(Rc::clone(worker), Arc::clone(pod), listener, kind);
+                Some(tokio::task::spawn_local(accept).abort_handle())
+            }
+            Err(error) => {
+                tracing::error!(pod = %pod.id, ?kind, %error, "a listener could not be served");
+                None
+            }
+        })
+        .collect()
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Outbound,
+    Inbound,
+    Hbone,
+}
+
+async fn accept(worker: Rc<Worker>, pod: Arc<LocalPod>, listener: TcpListener, kind: Kind) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => serve(&worker, &pod, stream, kind),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => {
+                tracing::warn!(pod = %pod.id, %error, "cannot accept; raise the agent's limit of open files");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+            }
+            // The peer was gone before we came: the next one may not be (accept(2)).
+            Err(error) => tracing::debug!(pod = %pod.id, %error, "accept failed"),
+        }
+    }
+}
+
+fn serve(worker: &Rc<Worker>, pod: &Arc<LocalPod>, stream: TcpStream, kind: Kind) {
+    let (worker, pod) = (Rc::clone(worker), Arc::clone(pod));
+    match kind {
+        Kind::Outbound => drop(tokio::task::spawn_local(outbound::serve(worker, pod, stream))),
+        Kind::Inbound => drop(tokio::task::spawn_local(inbound::serve_plaintext(worker, pod, stream))),
+        Kind::Hbone => drop(tokio::task::spawn_local(inbound::serve_tunnel(worker, pod, stream))),
+    }
+}
