@@ -1,0 +1,3 @@
+//! Capture of the pods' sockets.
+
+pub mod handover;
