@@ -62,6 +62,9 @@ fn lock() -> Result<std::fs::File> {
     })?;
     let file =
         std::fs::File::create(dir.join(".lock")).context("cannot create the lock of the tools folder")?;
+    if file.try_lock().is_err() {
+        println!("setup: waiting for another setup on this machine");
+    }
     file.lock().context("cannot lock the tools folder")?;
     Ok(file)
 }
