@@ -1,1 +1,67 @@
-fn main() {}
+//! The one command surface of the project: `cargo xtask VERB`.
+//!
+//! Owns what a newcomer, a developer and CI run. Each verb first makes sure of what it needs (`setup`) and says what
+//! is missing and what to do about it. It never links the agent: it has to work before the agent can be compiled.
+mod build_ebpf;
+mod command;
+#[cfg(test)]
+mod layering;
+mod paths;
+mod phases;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::setup::Need;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Builds, tests and shows Nodemesh",
+    version
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what is missing (compiler for the kernel programs, linker, lab programs); does nothing when all is there
+    Setup,
+    /// Compile the kernel programs to target/bpf/mesh.bpf.o
+    BuildEbpf {
+        /// Compile even if no source changed
+        #[arg(long)]
+        force: bool,
+    },
+    /// Lint the workspace and run every test; with FILTER only the tests whose name contains it
+    Test {
+        /// Part of a test's name, as `cargo test` takes it
+        filter: Option<String>,
+    },
+    /// What CI runs: the same as `test`
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::BuildEbpf { force } => {
+            setup::ensure(Need::Build).and_then(|tools| build_ebpf::run(&tools.kernel, force))
+        }
+        Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Ci => test::run(None),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

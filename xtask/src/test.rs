@@ -1,0 +1,123 @@
+//! `test`: what must hold before anything lands. Prepares, lints, then runs every test, and goes on after a failure
+//! so that one run shows everything that is wrong.
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+
+use crate::phases::Phases;
+use crate::setup::{self, Need};
+use crate::{build_ebpf, command, paths};
+
+pub(crate) fn run(filter: Option<&str>) -> Result<()> {
+    let mut phases = Phases::default();
+    let need = if filter.is_some() { Need::Lab } else { Need::Checks };
+    if let Some(tools) = phases.run("setup", |_| setup::ensure(need))
+        && phases.run("build-ebpf", |_| build_ebpf::run(&tools.kernel, false)).is_some()
+    {
+        if filter.is_none() {
+            lint(&mut phases);
+        }
+        // The lab runs the agent as a process; `cargo test` alone would leave an old binary in place.
+        if phases.run("build", |_| build_agent()).is_some() {
+            phases.run("test", |note| run_tests(filter, note));
+        }
+    }
+    phases.finish()
+}
+
+fn lint(phases: &mut Phases) {
+    phases.run("fmt", |_| {
+        command::run(command::cargo().args(["fmt", "--all", "--check"]))?;
+        let kernel = paths::root().join("mesh-ebpf/Cargo.toml");
+        command::run(command::cargo().args(["fmt", "--check", "--manifest-path"]).arg(kernel))
+    });
+    phases.run("clippy", |_| {
+        command::run(command::cargo().args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ]))
+    });
+    phases.run("deny", |_| {
+        // Not `advisories`: it fetches a git repository, and a test run has to give the same answer without a network.
+        let mut check = command::cargo();
+        check.args(["deny", "--workspace", "--all-features", "--locked", "check", "--hide-inclusion-graph"]);
+        command::run(check.args(["bans", "licenses", "sources"]))
+    });
+}
+
+fn build_agent() -> Result<()> {
+    command::run(command::cargo().args([
+        "build",
+        "--locked",
+        "--package",
+        "mesh-agent",
+        "--bin",
+        "mesh-agent",
+    ]))
+}
+
+fn run_tests(filter: Option<&str>, note: &mut String) -> Result<()> {
+    let mut cargo = command::cargo();
+    cargo.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(filter);
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start `cargo test`")?;
+    let mut count = Count::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            let line = line.context("reading what `cargo test` says")?;
+            count.add(&line);
+            println!("{line}");
+        }
+    }
+    let status = child.wait().context("waiting for `cargo test`")?;
+    *note = format!("{} passed, {} failed", count.passed, count.failed);
+    if count.ignored > 0 {
+        bail!(
+            "{} tests are ignored; a test that cannot run here has to fail and say what is missing",
+            count.ignored
+        );
+    }
+    if !status.success() {
+        bail!("`cargo test` ended with {status}");
+    }
+    if count.passed == 0 {
+        bail!("no test matches {:?}", filter.unwrap_or_default());
+    }
+    Ok(())
+}
+
+/// What libtest's result lines add up to.
+#[derive(Default, Debug, PartialEq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Count {
+    fn add(&mut self, line: &str) {
+        let Some(rest) = line.strip_prefix("test result: ") else { return };
+        for part in rest.split(['.', ';']) {
+            let mut words = part.split_whitespace();
+            let (Some(number), Some(what)) =
+                (words.next().and_then(|word| word.parse::<u64>().ok()), words.next())
+            else {
+                continue;
+            };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
