@@ -1,3 +1,5 @@
 //! Nodemesh's agent. See `ARCHITECTURE.md` for the map of this crate.
 pub mod capture;
+pub mod config;
 pub mod model;
+pub mod observe;

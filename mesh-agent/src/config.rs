@@ -1,0 +1,386 @@
+//! Settings of `mesh-agent run`: flag > environment `NODEMESH_*` > `--config FILE` > default.
+//! Owns: names, defaults and checks of every setting. Never: acts on one.
+//! Called by `main` (resolve) and by `agent` (reads).
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::model::identity::check_trust_domain;
+use crate::observe::logging::{LogFormat, check_level};
+
+/// Where the agent answers its CLI.
+pub const DEFAULT_ADMIN_SOCKET: &str = "/run/nodemesh/admin.sock";
+/// Where the kernel programs and maps are pinned.
+pub const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/nodemesh";
+/// Scrapes come from the node itself unless told otherwise: labels tell who talks to whom.
+pub const DEFAULT_METRICS: &str = "127.0.0.1:15020";
+/// The kubelet asks on the node's address.
+pub const DEFAULT_READINESS: &str = "0.0.0.0:15021";
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+pub const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
+pub const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
+pub const DEFAULT_LOG_LEVEL: &str = "info";
+/// Below Kubernetes' grace period of 30 s, so that the agent ends by itself.
+pub const DEFAULT_DRAIN_DEADLINE: Duration = Duration::from_secs(20);
+pub const DEFAULT_CERT_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// Data-plane workers when unsaid: one per core up to this many.
+pub const DEFAULT_WORKERS_MAX: usize = 16;
+/// Most data-plane workers; each has a set of listeners in every pod.
+pub const WORKERS_MAX: usize = 256;
+/// Longest drain, seconds.
+pub const DRAIN_DEADLINE_MAX: Duration = Duration::from_secs(3600);
+/// A certificate is renewed at half of its life; less than this leaves no time for it.
+pub const CERT_LIFETIME_MIN: Duration = Duration::from_secs(2);
+/// There is no revocation: a stolen key is good until its certificate ends.
+pub const CERT_LIFETIME_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Longest name of a Unix socket, bytes: `sun_path` without its NUL (`unix(7)`).
+pub const SOCKET_PATH_MAX_BYTES: usize = 107;
+/// Longest node name or namespace, bytes (Kubernetes: a DNS subdomain).
+pub const NAME_MAX_BYTES: usize = 253;
+/// Largest configuration file, bytes.
+pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;
+
+/// What `mesh-agent run` works with, complete and checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// This node's name, as in the pods' `spec.nodeName`.
+    pub node: String,
+    pub manifests: PathBuf,
+    pub ca_dir: PathBuf,
+    pub admin_socket: PathBuf,
+    pub metrics: SocketAddr,
+    pub readiness: SocketAddr,
+    pub trust_domain: String,
+    pub cluster_domain: String,
+    pub root_namespace: String,
+    pub bpf_dir: PathBuf,
+    pub workers: usize,
+    pub log_format: LogFormat,
+    pub log_level: String,
+    pub access_log: bool,
+    pub drain_deadline: Duration,
+    pub cert_lifetime: Duration,
+}
+
+/// One source of settings: the flags and environment, or the file. Same names, same text forms.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct RunArgs {
+    /// YAML file with any of these settings, named as the flags are
+    #[arg(long, env = "NODEMESH_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Name of this node, as in the pods' spec.nodeName
+    #[arg(long, env = "NODEMESH_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+    /// Directory of manifests (Pods, Services, policies, ...), reloaded on change
+    #[arg(long, env = "NODEMESH_MANIFESTS", value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Directory of the development certificate authority, made on first use
+    #[arg(long, env = "NODEMESH_CA_DIR", value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
+    /// Set by the command line's own --admin-socket
+    #[arg(skip)]
+    pub admin_socket: Option<PathBuf>,
+    /// Address of /metrics [default: 127.0.0.1:15020]
+    #[arg(long, env = "NODEMESH_METRICS", value_name = "ADDR:PORT")]
+    pub metrics: Option<SocketAddr>,
+    /// Address of /healthz/ready [default: 0.0.0.0:15021]
+    #[arg(long, env = "NODEMESH_READINESS", value_name = "ADDR:PORT")]
+    pub readiness: Option<SocketAddr>,
+    /// Trust domain of the mesh's identities [default: cluster.local]
+    #[arg(long, env = "NODEMESH_TRUST_DOMAIN", value_name = "NAME")]
+    pub trust_domain: Option<String>,
+    /// DNS domain of the cluster's Services [default: cluster.local]
+    #[arg(long, env = "NODEMESH_CLUSTER_DOMAIN", value_name = "NAME")]
+    pub cluster_domain: Option<String>,
+    /// Namespace whose policies hold for the whole mesh [default: istio-system]
+    #[arg(long, env = "NODEMESH_ROOT_NAMESPACE", value_name = "NAME")]
+    pub root_namespace: Option<String>,
+    /// Folder of the pinned kernel programs and maps [default: /sys/fs/bpf/nodemesh]
+    #[arg(long, env = "NODEMESH_BPF_DIR", value_name = "DIR")]
+    pub bpf_dir: Option<PathBuf>,
+    /// Data-plane workers [default: one per core, at most 16]
+    #[arg(long, env = "NODEMESH_WORKERS", value_name = "N")]
+    pub workers: Option<usize>,
+    /// How log lines look [default: text]
+    #[arg(long, env = "NODEMESH_LOG_FORMAT", value_enum, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Log filter, e.g. `info` or `info,mesh_agent::tunnel=debug` [default: info]
+    #[arg(long, env = "NODEMESH_LOG_LEVEL", value_name = "FILTER")]
+    pub log_level: Option<String>,
+    /// One log line per finished connection [default: on]
+    #[arg(long, env = "NODEMESH_ACCESS_LOG", value_name = "on|off")]
+    pub access_log: Option<Switch>,
+    /// How long live connections may go on after SIGTERM, e.g. 20s [default: 20s]
+    #[arg(long, env = "NODEMESH_DRAIN_DEADLINE", value_name = "DURATION")]
+    pub drain_deadline: Option<Span>,
+    /// Life of a workload certificate, renewed at its half, e.g. 24h [default: 24h]
+    #[arg(long, env = "NODEMESH_CERT_LIFETIME", value_name = "DURATION")]
+    pub cert_lifetime: Option<Span>,
+}
+
+/// Why the settings cannot be used. Names the setting and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("config: cannot read {path}: {source}; check the path and its permissions")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("config: {path} is larger than {CONFIG_FILE_MAX_BYTES} bytes; it should hold settings only")]
+    TooLarge { path: PathBuf },
+    #[error("config: {path}: {message}")]
+    Parse { path: PathBuf, message: String },
+    #[error("{field}: not set; pass --{field} or set {variable}, or `{field}:` in the --config file")]
+    Missing { field: &'static str, variable: String },
+    #[error("{field}: {problem}; {remedy}")]
+    Invalid { field: &'static str, problem: String, remedy: &'static str },
+}
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switch(pub bool);
+
+/// A duration such as `20s`, `24h` or `1h30m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+/// Why a text is no [`Switch`] or [`Span`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TextError {
+    #[error("`{0}` is neither `on` nor `off`")]
+    Switch(String),
+    #[error("`{0}` is no duration; write e.g. `20s`, `15m` or `24h`")]
+    Span(String),
+}
+
+impl FromStr for Switch {
+    type Err = TextError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "on" | "true" => Ok(Self(true)),
+            "off" | "false" => Ok(Self(false)),
+            _ => Err(TextError::Switch(text.to_owned())),
+        }
+    }
+}
+
+impl FromStr for Span {
+    type Err = TextError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        humantime::parse_duration(text).map(Self).map_err(|_detail| TextError::Span(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Switch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // YAML readers disagree on whether a bare `on` is a truth value; take both.
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Switch;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`on` or `off`")
+            }
+
+            fn visit_bool<E>(self, on: bool) -> Result<Switch, E> {
+                Ok(Switch(on))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Switch, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl RunArgs {
+    /// Reads the file, if one is named, and completes and checks the settings.
+    pub fn resolve(self) -> Result<Settings, ConfigError> {
+        let file = match &self.config {
+            Some(path) => read_file(path)?,
+            None => Self::default(),
+        };
+        self.or(file).complete()
+    }
+
+    /// Fills what is unset from `lower`.
+    fn or(self, lower: Self) -> Self {
+        Self {
+            config: self.config.or(lower.config),
+            node: self.node.or(lower.node),
+            manifests: self.manifests.or(lower.manifests),
+            ca_dir: self.ca_dir.or(lower.ca_dir),
+            admin_socket: self.admin_socket.or(lower.admin_socket),
+            metrics: self.metrics.or(lower.metrics),
+            readiness: self.readiness.or(lower.readiness),
+            trust_domain: self.trust_domain.or(lower.trust_domain),
+            cluster_domain: self.cluster_domain.or(lower.cluster_domain),
+            root_namespace: self.root_namespace.or(lower.root_namespace),
+            bpf_dir: self.bpf_dir.or(lower.bpf_dir),
+            workers: self.workers.or(lower.workers),
+            log_format: self.log_format.or(lower.log_format),
+            log_level: self.log_level.or(lower.log_level),
+            access_log: self.access_log.or(lower.access_log),
+            drain_deadline: self.drain_deadline.or(lower.drain_deadline),
+            cert_lifetime: self.cert_lifetime.or(lower.cert_lifetime),
+        }
+    }
+
+    fn complete(self) -> Result<Settings, ConfigError> {
+        let text = |value: Option<String>, default: &str| value.unwrap_or_else(|| default.to_owned());
+        let path = |value: Option<PathBuf>, default: &str| value.unwrap_or_else(|| default.into());
+        let settings = Settings {
+            node: required("node", self.node)?,
+            manifests: required("manifests", self.manifests)?,
+            ca_dir: required("ca-dir", self.ca_dir)?,
+            admin_socket: path(self.admin_socket, DEFAULT_ADMIN_SOCKET),
+            metrics: address(self.metrics, DEFAULT_METRICS)?,
+            readiness: address(self.readiness, DEFAULT_READINESS)?,
+            trust_domain: text(self.trust_domain, DEFAULT_TRUST_DOMAIN),
+            cluster_domain: text(self.cluster_domain, DEFAULT_CLUSTER_DOMAIN),
+            root_namespace: text(self.root_namespace, DEFAULT_ROOT_NAMESPACE),
+            bpf_dir: path(self.bpf_dir, DEFAULT_BPF_DIR),
+            workers: self.workers.unwrap_or_else(default_workers),
+            log_format: self.log_format.unwrap_or_default(),
+            log_level: text(self.log_level, DEFAULT_LOG_LEVEL),
+            access_log: self.access_log.is_none_or(|Switch(on)| on),
+            drain_deadline: self.drain_deadline.map_or(DEFAULT_DRAIN_DEADLINE, |Span(time)| time),
+            cert_lifetime: self.cert_lifetime.map_or(DEFAULT_CERT_LIFETIME, |Span(time)| time),
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+}
+
+impl Settings {
+    fn check(&self) -> Result<(), ConfigError> {
+        check_name("node", &self.node, "use the name in the pods' spec.nodeName")?;
+        check_name("cluster-domain", &self.cluster_domain, "use e.g. `cluster.local`")?;
+        check_name("root-namespace", &self.root_namespace, "use e.g. `istio-system`")?;
+        check_trust_domain(&self.trust_domain).map_err(|error| ConfigError::Invalid {
+            field: "trust-domain",
+            problem: error.to_string(),
+            remedy: "all agents of a mesh need the same one",
+        })?;
+        if !self.manifests.is_dir() {
+            return invalid(
+                "manifests",
+                format!("{} is not a directory", self.manifests.display()),
+                "make it, or name the one that holds the manifests",
+            );
+        }
+        if self.admin_socket.as_os_str().len() > SOCKET_PATH_MAX_BYTES {
+            let problem = format!("longer than the {SOCKET_PATH_MAX_BYTES} bytes a Unix socket's name may have");
+            return invalid("admin-socket", problem, "use a shorter path");
+        }
+        if self.metrics == self.readiness && self.metrics.port() != 0 {
+            let problem = format!("{} is the readiness address too", self.metrics);
+            return invalid("metrics", problem, "give them different ports");
+        }
+        if !self.bpf_dir.is_absolute() {
+            let problem = format!("{} is not absolute", self.bpf_dir.display());
+            return invalid("bpf-dir", problem, "name a folder under /sys/fs/bpf");
+        }
+        check_range("workers", self.workers, 1, WORKERS_MAX, "use the number of cores")?;
+        if let Err(error) = check_level(&self.log_level) {
+            return invalid("log-level", error.to_string(), "see `mesh-agent run --help`");
+        }
+        let drain = (Duration::ZERO, DRAIN_DEADLINE_MAX);
+        check_range("drain-deadline", Span(self.drain_deadline), Span(drain.0), Span(drain.1), "use e.g. 20s")?;
+        let (low, high) = (Span(CERT_LIFETIME_MIN), Span(CERT_LIFETIME_MAX));
+        check_range("cert-lifetime", Span(self.cert_lifetime), low, high, "use e.g. 24h")
+    }
+}
+
+impl PartialOrd for Span {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        self.0.partial_cmp(&other.0)
+    }
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_WORKERS_MAX))
+}
+
+fn required<T>(field: &'static str, value: Option<T>) -> Result<T, ConfigError> {
+    value.ok_or_else(|| ConfigError::Missing {
+        field,
+        variable: format!("NODEMESH_{}", field.replace('-', "_").to_uppercase()),
+    })
+}
+
+fn address(value: Option<SocketAddr>, default: &'static str) -> Result<SocketAddr, ConfigError> {
+    value.map_or_else(
+        || {
+            default.parse().map_err(|_never: std::net::AddrParseError| ConfigError::Invalid {
+                field: "metrics",
+                problem: format!("{default} is no address"),
+                remedy: "write ADDR:PORT",
+            })
+        },
+        Ok,
+    )
+}
+
+fn invalid<T>(field: &'static str, problem: String, remedy: &'static str) -> Result<T, ConfigError> {
+    Err(ConfigError::Invalid { field, problem, remedy })
+}
+
+fn check_name(field: &'static str, name: &str, remedy: &'static str) -> Result<(), ConfigError> {
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-');
+    if name.is_empty() || name.len() > NAME_MAX_BYTES || !name.bytes().all(good) {
+        return invalid(field, format!("`{name}` is not 1 to {NAME_MAX_BYTES} of a-z, 0-9, '.' and '-'"), remedy);
+    }
+    Ok(())
+}
+
+fn check_range<T: PartialOrd + fmt::Display>(
+    field: &'static str,
+    value: T,
+    low: T,
+    high: T,
+    remedy: &'static str,
+) -> Result<(), ConfigError> {
+    if value < low || value > high {
+        return invalid(field, format!("{value} is outside {low} to {high}"), remedy);
+    }
+    Ok(())
+}
+
+fn read_file(path: &Path) -> Result<RunArgs, ConfigError> {
+    let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
+    if size > CONFIG_FILE_MAX_BYTES {
+        return Err(ConfigError::TooLarge { path: path.to_owned() });
+    }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    parse(&text).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+}
+
+fn parse(text: &str) -> Result<RunArgs, String> {
+    // An empty document is YAML's null, not an empty map.
+    let parsed: Option<RunArgs> = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    Ok(parsed.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;

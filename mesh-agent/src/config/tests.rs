@@ -1,0 +1,106 @@
+use clap::Parser;
+
+use super::*;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+fn flags(text: &[&str]) -> RunArgs {
+    Cli::try_parse_from(std::iter::once("test").chain(text.iter().copied())).unwrap().run
+}
+
+fn base() -> RunArgs {
+    RunArgs {
+        node: Some("node-a".into()),
+        manifests: Some(std::env::temp_dir()),
+        ca_dir: Some("/ca".into()),
+        ..RunArgs::default()
+    }
+}
+
+fn problem(change: impl FnOnce(&mut RunArgs)) -> String {
+    let mut args = base();
+    change(&mut args);
+    args.resolve().unwrap_err().to_string()
+}
+
+#[test]
+fn defaults_are_the_documented_ones() {
+    let settings = base().resolve().unwrap();
+    assert_eq!(settings.admin_socket, PathBuf::from("/run/nodemesh/admin.sock"));
+    assert_eq!(settings.metrics, "127.0.0.1:15020".parse().unwrap());
+    assert_eq!(settings.readiness.port(), 15021);
+    assert_eq!(settings.trust_domain, "cluster.local");
+    assert_eq!(settings.bpf_dir, PathBuf::from("/sys/fs/bpf/nodemesh"));
+    assert_eq!(settings.cert_lifetime, Duration::from_secs(86400));
+    assert_eq!(settings.root_namespace, "istio-system");
+    assert!(settings.access_log);
+    assert!((1..=DEFAULT_WORKERS_MAX).contains(&settings.workers));
+}
+
+#[test]
+fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.yaml");
+    let yaml = "node: from-file\nca-dir: /file-ca\nworkers: 3\naccess-log: off\ndrain-deadline: 5s\n\
+                metrics: '[::1]:9000'\nlog-format: json\nadmin-socket: /file.sock\n";
+    std::fs::write(&file, yaml).unwrap();
+    let manifests = dir.path().to_str().unwrap().to_owned();
+    let args = flags(&["--config", file.to_str().unwrap(), "--node", "from-flag", "--manifests", &manifests]);
+    let settings = args.resolve().unwrap();
+    assert_eq!(settings.node, "from-flag");
+    assert_eq!(settings.ca_dir, PathBuf::from("/file-ca"));
+    assert_eq!(settings.workers, 3);
+    assert!(!settings.access_log);
+    assert_eq!(settings.drain_deadline, Duration::from_secs(5));
+    assert_eq!(settings.metrics, "[::1]:9000".parse().unwrap());
+    assert_eq!(settings.log_format, LogFormat::Json);
+    assert_eq!(settings.admin_socket, PathBuf::from("/file.sock"));
+    assert_eq!(settings.trust_domain, "cluster.local");
+}
+
+#[test]
+fn switches_read_as_people_write_them() {
+    for (text, on) in [("on", true), ("off", false), ("true", true), ("false", false), ("'off'", false)] {
+        let args = parse(&format!("access-log: {text}")).unwrap();
+        assert_eq!(args.access_log, Some(Switch(on)), "{text}");
+    }
+    assert!(parse("access-log: maybe").is_err());
+}
+
+#[test]
+fn an_empty_file_is_no_error_and_an_unknown_key_is_one_that_names_it() {
+    assert_eq!(parse("").unwrap(), RunArgs::default());
+    assert_eq!(parse("# nothing\n").unwrap(), RunArgs::default());
+    let error = parse("node: a\nworkerz: 3\n").unwrap_err();
+    assert!(error.contains("workerz"), "{error}");
+    assert!(parse("config: /other").is_err(), "a file cannot name a file");
+    assert!(parse("cert-lifetime: 24").is_err(), "a duration needs its unit");
+}
+
+#[test]
+fn errors_name_the_setting_and_the_remedy() {
+    let cases: Vec<(String, &str, &str)> = vec![
+        (problem(|a| a.node = None), "node", "NODEMESH_NODE"),
+        (problem(|a| a.ca_dir = None), "ca-dir", "NODEMESH_CA_DIR"),
+        (problem(|a| a.node = Some("Node A".into())), "node", "spec.nodeName"),
+        (problem(|a| a.manifests = Some("/does/not/exist".into())), "manifests", "make it"),
+        (problem(|a| a.trust_domain = Some("Big.Domain".into())), "trust-domain", "same one"),
+        (problem(|a| a.workers = Some(0)), "workers", "cores"),
+        (problem(|a| a.workers = Some(10_000)), "workers", "1 to 256"),
+        (problem(|a| a.log_level = Some("info,=".into())), "log-level", "--help"),
+        (problem(|a| a.cert_lifetime = Some(Span(Duration::from_secs(1)))), "cert-lifetime", "24h"),
+        (problem(|a| a.drain_deadline = Some(Span(Duration::from_secs(9999)))), "drain-deadline", "20s"),
+        (problem(|a| a.bpf_dir = Some("bpf".into())), "bpf-dir", "/sys/fs/bpf"),
+        (problem(|a| a.admin_socket = Some("x".repeat(108).into())), "admin-socket", "shorter"),
+        (problem(|a| a.readiness = Some("127.0.0.1:15020".parse().unwrap())), "metrics", "different ports"),
+        (problem(|a| a.config = Some("/does/not/exist.yaml".into())), "config", "check the path"),
+    ];
+    for (error, field, remedy) in cases {
+        assert!(error.starts_with(&format!("{field}: ")), "{error} does not name {field}");
+        assert!(error.contains(remedy), "{error} does not say {remedy}");
+    }
+}
