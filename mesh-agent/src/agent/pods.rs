@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::succession::Adopted;
+use crate::capture::handover::ListenerSet;
 use crate::capture::{Capture, PodAttachment};
 use crate::model::{Identity, MtlsMode, Workload, WorkloadId};
 use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_WORKLOAD};
@@ -27,30 +29,61 @@ pub(super) struct Pending {
 pub(super) struct Attached {
     pub(super) pod: Arc<LocalPod>,
     attachment: PodAttachment,
+    /// The listeners once more, for the holder and for a successor.
+    set: ListenerSet,
+}
+
+/// What one reconciliation changed.
+#[derive(Default)]
+pub(super) struct Changes {
+    pub(super) attached: Vec<WorkloadId>,
+    /// Pod and namespace cookie, as listener sets are named.
+    pub(super) withdrawn: Vec<(String, u64)>,
 }
 
 /// The attached and the pending pods of this node.
-#[derive(Default)]
 pub(super) struct Pods {
     pub(super) attached: BTreeMap<WorkloadId, Attached>,
     pub(super) pending: BTreeMap<WorkloadId, Pending>,
+    /// Listeners that a former agent left and nobody has claimed yet.
+    adopted: Adopted,
 }
 
 impl Pods {
-    /// Brings the attached pods in line with `world`. Returns whether anything changed.
+    /// No pods yet; `adopted` listeners are used for the pods that they belong to.
+    pub(super) fn new(adopted: Adopted) -> Self {
+        Self { attached: BTreeMap::new(), pending: BTreeMap::new(), adopted }
+    }
+
+    /// Every attached pod's listeners.
+    pub(super) fn sets(&self) -> Vec<&ListenerSet> {
+        self.attached.values().map(|attached| &attached.set).collect()
+    }
+
+    /// One pod's listeners.
+    pub(super) fn set_of(&self, id: &WorkloadId) -> Option<&ListenerSet> {
+        self.attached.get(id).map(|attached| &attached.set)
+    }
+
+    /// Lets go of the adopted listeners that no pod has claimed; returns whose they were.
+    pub(super) fn drop_unclaimed(&mut self) -> Vec<(String, u64)> {
+        self.adopted.drain().map(|(key, _)| key).collect()
+    }
+
+    /// Brings the attached pods in line with `world`. Returns what changed.
     pub(super) async fn reconcile(
         &mut self,
         world: &World,
         capture: &mut Capture,
         shared: &Shared,
         workers: &[WorkerHandle],
-    ) -> anyhow::Result<bool> {
+    ) -> anyhow::Result<Changes> {
         let wanted: BTreeMap<WorkloadId, PodAttachment> = world
             .workloads()
             .filter(|workload| *workload.node == *shared.node && workload.enrolled)
             .filter_map(|workload| Some((workload.id.clone(), attachment(world, workload)?)))
             .collect();
-        let mut changed = false;
+        let mut changes = Changes::default();
         // Withdraw first: a pod that is made again may come back with the address of the one that goes.
         let gone: Vec<WorkloadId> = self
             .attached
@@ -59,17 +92,32 @@ impl Pods {
             .map(|(id, _)| id.clone())
             .collect();
         for id in gone {
-            changed = true;
-            self.withdraw(&id, capture, workers).await?;
+            changes.withdrawn.extend(self.withdraw(&id, capture, workers).await?);
         }
         self.pending.retain(|id, _| wanted.contains_key(id));
         for (id, attachment) in wanted {
-            changed |= self.attach(id, attachment, capture, workers).await?;
+            if self.attach(&id, attachment, capture, workers).await? {
+                changes.attached.push(id);
+            }
         }
-        if changed {
+        if !changes.attached.is_empty() || !changes.withdrawn.is_empty() {
             self.publish(world, shared);
         }
-        Ok(changed)
+        Ok(changes)
+    }
+
+    /// Withdraws every pod, at the agent's end.
+    pub(super) async fn withdraw_all(
+        &mut self,
+        capture: &mut Capture,
+        workers: &[WorkerHandle],
+    ) -> anyhow::Result<Vec<(String, u64)>> {
+        let ids: Vec<WorkloadId> = self.attached.keys().cloned().collect();
+        let mut withdrawn = Vec::with_capacity(ids.len());
+        for id in ids {
+            withdrawn.extend(self.withdraw(&id, capture, workers).await?);
+        }
+        Ok(withdrawn)
     }
 
     async fn withdraw(
@@ -77,10 +125,8 @@ impl Pods {
         id: &WorkloadId,
         capture: &mut Capture,
         workers: &[WorkerHandle],
-    ) -> anyhow::Result<()> {
-        if self.attached.remove(id).is_none() {
-            return Ok(());
-        }
+    ) -> anyhow::Result<Option<(String, u64)>> {
+        let Some(attached) = self.attached.remove(id) else { return Ok(None) };
         // Kernel first, then the listeners: what is steered to a listener must find it served.
         if let Err(error) = capture.withdraw(id) {
             tracing::warn!(pod = %id, %error, "the pod could not be withdrawn cleanly");
@@ -89,34 +135,34 @@ impl Pods {
             worker.send(Command::Remove(id.clone())).await?;
         }
         tracing::info!(pod = %id, "withdrawn from the mesh");
-        Ok(())
+        Ok(Some((attached.set.pod, attached.set.cookie)))
     }
 
     async fn attach(
         &mut self,
-        id: WorkloadId,
+        id: &WorkloadId,
         attachment: PodAttachment,
         capture: &mut Capture,
         workers: &[WorkerHandle],
     ) -> anyhow::Result<bool> {
-        if let Some(attached) = self.attached.get_mut(&id) {
+        if let Some(attached) = self.attached.get_mut(id) {
             if attached.attachment.fail_closed != attachment.fail_closed {
-                capture.set_fail_closed(&id, attachment.fail_closed)?;
+                capture.set_fail_closed(id, attachment.fail_closed)?;
                 attached.attachment = attachment;
             }
             return Ok(false);
         }
-        if self.pending.get(&id).is_some_and(|pending| Instant::now() < pending.next_try) {
+        if self.pending.get(id).is_some_and(|pending| Instant::now() < pending.next_try) {
             return Ok(false);
         }
         let enrolled = match capture.enrol(&attachment) {
             Ok(enrolled) => enrolled,
             Err(error) => {
-                self.postpone(id, error.to_string());
+                self.postpone(id.clone(), error.to_string());
                 return Ok(false);
             }
         };
-        self.pending.remove(&id);
+        self.pending.remove(id);
         let pod = Arc::new(LocalPod {
             id: id.clone(),
             netns: enrolled.netns,
@@ -128,7 +174,7 @@ impl Pods {
             worker.send(Command::Add { pod: Arc::clone(&pod), listeners }).await?;
         }
         tracing::info!(pod = %id, addresses = ?attachment.addresses, "enrolled in the mesh");
-        self.attached.insert(id, Attached { pod, attachment });
+        self.attached.insert(id.clone(), Attached { pod, attachment, set });
         Ok(true)
     }
 
