@@ -1,5 +1,10 @@
 //! Nodemesh's agent. See `ARCHITECTURE.md` for the map of this crate.
+pub mod api;
 pub mod capture;
+pub mod compile;
 pub mod config;
+pub mod decide;
 pub mod model;
 pub mod observe;
+pub mod source;
+pub mod world;

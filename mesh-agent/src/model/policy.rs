@@ -46,6 +46,8 @@ pub struct PeerAuth {
     pub ports: BTreeMap<u16, Option<MtlsMode>>,
     /// `metadata.creationTimestamp`, seconds since 1970; the oldest of one scope wins. 0 when unknown.
     pub created: i64,
+    /// The object could not be understood: STRICT in its scope, ahead of any other of that scope.
+    pub invalid: Option<String>,
 }
 
 /// AuthorizationPolicy `action`. AUDIT never changes a verdict and CUSTOM denies until a provider exists.

@@ -1,0 +1,3 @@
+//! Istio's resources.
+
+pub mod security;

@@ -1,0 +1,23 @@
+//! Labels and annotations with a meaning for the mesh.
+
+/// On a Namespace `enabled`; on a Pod `disabled`, which wins.
+pub const MESH_LABEL: &str = "nodemesh.io/mesh";
+pub const MESH_ENABLED: &str = "enabled";
+pub const MESH_DISABLED: &str = "disabled";
+/// On a Pod in a directory of manifests: the path of its network namespace.
+pub const NETNS_ANNOTATION: &str = "nodemesh.io/netns";
+/// On a Service: `least-request` (the default) or `round-robin`.
+pub const BALANCE_ANNOTATION: &str = "nodemesh.io/balance";
+/// On an AuthorizationPolicy: judge and report, never enforce.
+pub const DRY_RUN_ANNOTATION: &str = "istio.io/dry-run";
+/// On an EndpointSlice: the Service it belongs to.
+pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// On a Pod of a Deployment: the suffix that its ReplicaSet's name carries.
+pub const POD_TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
+
+/// Where `istio_canonical_service` comes from, first found.
+pub const CANONICAL_NAME_LABELS: [&str; 3] =
+    ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
+/// Where `istio_canonical_revision` comes from, first found.
+pub const CANONICAL_REVISION_LABELS: [&str; 3] =
+    ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];

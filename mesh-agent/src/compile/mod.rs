@@ -1,0 +1,302 @@
+//! API objects into model values. Pure: the same document gives the same result, with a diagnostic for whatever
+//! was not understood: object, file, field, message, remedy.
+//! A security object that cannot be understood becomes one that refuses in its scope (fails closed); any other
+//! is refused. Never: I/O, clocks, or knowledge of other objects (that is `world`). Called by `source`.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::api::istio::security;
+use crate::model::{
+    AppProtocol, AuthzPolicy, Balance, Labels, PeerAuth, Workload,
+};
+
+pub mod authz;
+pub mod diagnostic;
+pub mod peer_auth;
+pub mod pod;
+pub mod service;
+mod security_object;
+mod typed;
+mod values;
+
+pub use diagnostic::{Diagnostic, Severity};
+
+/// What every object is compiled against.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct MeshSettings {
+    pub trust_domain: Arc<str>,
+    pub cluster_domain: Arc<str>,
+    /// The namespace whose policies are mesh-wide.
+    pub root_namespace: Arc<str>,
+}
+
+impl Default for MeshSettings {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".into(),
+            cluster_domain: "cluster.local".into(),
+            root_namespace: "istio-system".into(),
+        }
+    }
+}
+
+/// The kinds that the world holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+pub enum Kind {
+    Namespace,
+    Node,
+    Pod,
+    Service,
+    EndpointSlice,
+    PeerAuthentication,
+    AuthorizationPolicy,
+}
+
+impl Kind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+        }
+    }
+
+    pub const fn is_security(self) -> bool {
+        matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy)
+    }
+}
+
+/// Names one object. `namespace` is empty for Namespace and Node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+pub struct ObjectKey {
+    pub kind: Kind,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&object_text(self.kind.name(), &self.namespace, &self.name))
+    }
+}
+
+/// `Kind ns/name`, or `Kind name` where there is no namespace.
+pub fn object_text(kind: &str, namespace: &str, name: &str) -> String {
+    let name = if name.is_empty() { "(unnamed)" } else { name };
+    if namespace.is_empty() { format!("{kind} {name}") } else { format!("{kind} {namespace}/{name}") }
+}
+
+/// A compiled object: what the world stores or derives from.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub enum Object {
+    Namespace(NamespaceFacts),
+    Node(NodeFacts),
+    Pod(PodFacts),
+    Service(ServiceFacts),
+    EndpointSlice(SliceFacts),
+    PeerAuthentication(PeerAuth),
+    AuthorizationPolicy(AuthzPolicy),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct NamespaceFacts {
+    pub enrolled: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct NodeFacts {
+    pub name: Arc<str>,
+    /// `status.addresses` of type InternalIP.
+    pub addresses: Vec<IpAddr>,
+    pub labels: Labels,
+}
+
+/// A Pod; `workload.enrolled` says only that it may be: the world adds its namespace's word.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct PodFacts {
+    pub workload: Workload,
+    /// Seconds since 1970, 0 when unknown.
+    pub created: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ServiceFacts {
+    pub vips: Vec<IpAddr>,
+    pub ports: Vec<PortFacts>,
+    /// Empty = selects no pod.
+    pub selector: Labels,
+    pub balance: Balance,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PortFacts {
+    pub name: Arc<str>,
+    pub port: u16,
+    pub protocol: AppProtocol,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct SliceFacts {
+    /// The Service of the same namespace.
+    pub service: Arc<str>,
+    pub endpoints: Vec<EndpointFacts>,
+    /// Port name and number.
+    pub ports: Vec<(Arc<str>, u16)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct EndpointFacts {
+    pub address: IpAddr,
+    pub ready: bool,
+    /// Going away, but still answering: used when nothing is ready.
+    pub serving_terminating: bool,
+    pub node: Arc<str>,
+    /// Pod name from `targetRef`, in the slice's namespace.
+    pub pod: Option<Arc<str>>,
+}
+
+/// What became of one document.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Compiled {
+    pub objects: Vec<(ObjectKey, Object)>,
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// What one document is compiled with.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    pub mesh: &'a MeshSettings,
+    /// `FILE:DOCUMENT`, as diagnostics name it.
+    pub source: &'a str,
+}
+
+/// Compiles one document; a `List` gives several objects, a kind the mesh does not read gives none.
+pub fn document(context: &Context<'_>, value: &Value) -> Compiled {
+    let mut out = Compiled::default();
+    one(context, value, &mut out);
+    out
+}
+
+fn one(context: &Context<'_>, value: &Value, out: &mut Compiled) {
+    let head = Head::of(context, value);
+    if head.kind == "List" && head.group.is_empty() {
+        match value.get("items").and_then(Value::as_array) {
+            Some(items) => items.iter().for_each(|item| one(context, item, out)),
+            None => out.diagnostics.push(head.error("items", "is not a list", "give the List its items")),
+        }
+        return;
+    }
+    match (head.group.as_str(), head.kind.as_str()) {
+        (_, "AuthorizationPolicy") => authz::compile(&head, value, out),
+        (_, "PeerAuthentication") => peer_auth::compile(&head, value, out),
+        ("", "Namespace") => pod::namespace(&head, value, out),
+        ("", "Node") => pod::node(&head, value, out),
+        ("", "Pod") => pod::pod(&head, value, out),
+        ("", "Service") => service::service(&head, value, out),
+        ("discovery.k8s.io", "EndpointSlice") => service::slice(&head, value, out),
+        (security::GROUP, kind) if kind != "RequestAuthentication" => authz::unknown_kind(&head, value, out),
+        _ => out.diagnostics.push(unread(&head, value)),
+    }
+}
+
+/// Groups whose kinds the mesh will read one day.
+const MESH_GROUPS: [&str; 7] = [
+    "security.istio.io",
+    "networking.istio.io",
+    "telemetry.istio.io",
+    "extensions.istio.io",
+    "install.istio.io",
+    "gateway.networking.k8s.io",
+    "nodemesh.io",
+];
+
+fn unread(head: &Head<'_>, value: &Value) -> Diagnostic {
+    if !value.is_object() {
+        return head.error("", "is not an object", "start a manifest with apiVersion, kind and metadata");
+    }
+    if head.kind.is_empty() || head.api_version.is_empty() {
+        let field = if head.kind.is_empty() { "kind" } else { "apiVersion" };
+        return head.error(field, "is missing", "every manifest names its apiVersion and kind");
+    }
+    if MESH_GROUPS.contains(&head.group.as_str()) {
+        return head.warning(
+            "kind",
+            &format!("{} is not supported by this version and has no effect", head.kind),
+            "remove the object, or do not rely on it until a version that supports it",
+        );
+    }
+    Diagnostic {
+        severity: Severity::Info,
+        ..head.warning("kind", "is not read by the mesh", "nothing to do; it may stay where it is")
+    }
+}
+
+/// What every object has, read leniently so that even a broken one can be named.
+#[derive(Clone, Debug)]
+pub struct Head<'a> {
+    pub context: &'a Context<'a>,
+    pub api_version: String,
+    pub group: String,
+    pub version: String,
+    pub kind: String,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+/// Where a manifest names no namespace, as kubectl does.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+impl<'a> Head<'a> {
+    fn of(context: &'a Context<'a>, value: &Value) -> Self {
+        let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let api_version = text("/apiVersion").to_owned();
+        let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+        let kind = text("/kind").to_owned();
+        let cluster_scoped = matches!(kind.as_str(), "Namespace" | "Node" | "List");
+        let namespace = match text("/metadata/namespace") {
+            _ if cluster_scoped => "",
+            "" => DEFAULT_NAMESPACE,
+            given => given,
+        };
+        Self {
+            context,
+            group: group.to_owned(),
+            version: version.to_owned(),
+            kind,
+            namespace: namespace.into(),
+            name: text("/metadata/name").into(),
+            api_version,
+        }
+    }
+
+    pub fn key(&self, kind: Kind) -> ObjectKey {
+        ObjectKey { kind, namespace: Arc::clone(&self.namespace), name: Arc::clone(&self.name) }
+    }
+
+    pub fn error(&self, field: &str, message: &str, remedy: &str) -> Diagnostic {
+        let kind = if self.kind.is_empty() { "object" } else { &self.kind };
+        Diagnostic {
+            object: object_text(kind, &self.namespace, &self.name),
+            source: self.context.source.to_owned(),
+            field: field.to_owned(),
+            message: message.to_owned(),
+            remedy: remedy.to_owned(),
+            severity: Severity::Error,
+        }
+    }
+
+    pub fn warning(&self, field: &str, message: &str, remedy: &str) -> Diagnostic {
+        Diagnostic { severity: Severity::Warning, ..self.error(field, message, remedy) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,44 @@
+//! Pure decisions: may this connection be, where does it go, which endpoint takes it.
+//! Owns: authorization, peer authentication, the outbound plan, the transport, balancing, the bypass verdict.
+//! Never: I/O, clocks, locks, randomness (a random number comes in as an argument), or knowledge of how the
+//! world is stored. Called by `proxy`, `capture`'s verdict filler, `observe` (re-judging) and `explain`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::model::{AuthzPolicy, MtlsMode, PeerAuth, PolicyRef, Service, Workload, WorkloadId};
+
+pub mod authz;
+pub mod balance;
+pub mod bypass;
+pub mod inbound;
+pub mod matching;
+pub mod outbound;
+pub mod peer_auth;
+
+/// Ports of every enrolled pod that belong to the mesh: outbound, inbound plaintext, HBONE.
+pub const MESH_PORTS: [u16; 3] = [15001, 15006, 15008];
+
+/// What a decision reads. `world::World` implements it; decisions do not know how it stores things.
+pub trait Snapshot {
+    /// The namespace whose policies are mesh-wide.
+    fn root_namespace(&self) -> &str;
+    fn workload(&self, id: &WorkloadId) -> Option<&Arc<Workload>>;
+    /// The pod that owns an address now; never a host-network or ended one.
+    fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>>;
+    /// The Service that has this virtual address.
+    fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>>;
+    /// Every PeerAuthentication of one namespace.
+    fn peer_auths(&self, namespace: &str) -> impl Iterator<Item = &Arc<PeerAuth>>;
+    /// Every AuthorizationPolicy of one namespace.
+    fn authz_policies(&self, namespace: &str) -> impl Iterator<Item = &Arc<AuthzPolicy>>;
+    /// Whether the workload is an endpoint of the Service, or its selector picks it.
+    fn serves(&self, namespace: &str, service: &str, workload: &Workload) -> bool;
+    /// PeerAuthentication after inheritance, and the object that decided (none = the mesh's default).
+    fn mtls_mode(&self, dst: &Workload, port: u16) -> (MtlsMode, Option<PolicyRef>) {
+        peer_auth::mode(self, dst, port)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fixture;

@@ -1,0 +1,298 @@
+//! One change at a time: what it touches is derived again, and nothing else. A pod touches its own workload and
+//! the Services with an endpoint at its addresses; a slice its Service; a Namespace its pods, if its word changed.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+
+use super::{Claim, Named, PodEntry, World};
+use crate::compile::{EndpointFacts, Kind, Object, ObjectKey, PodFacts, PortFacts, SliceFacts};
+use crate::model::{Endpoint, Service, ServiceId, ServicePort, Workload, WorkloadId};
+
+/// A change of one object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Made or changed.
+    Put(ObjectKey, Object),
+    Removed(ObjectKey),
+}
+
+impl World {
+    /// Takes one change in.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Put(key, object) => self.put(&key, object),
+            Change::Removed(key) => self.remove(&key),
+        }
+    }
+
+    fn put(&mut self, key: &ObjectKey, object: Object) {
+        match object {
+            Object::Namespace(facts) => self.namespace(&key.name, facts.enrolled),
+            Object::Node(facts) => drop(self.nodes.insert(Arc::clone(&key.name), Arc::new(facts))),
+            Object::Pod(facts) => self.put_pod(key, facts),
+            Object::Service(facts) => {
+                insert(&mut self.service_facts, key, Arc::new(facts));
+                self.derive_service(&service_id(&key.namespace, &key.name));
+            }
+            Object::EndpointSlice(facts) => self.put_slice(key, facts),
+            Object::PeerAuthentication(policy) => insert(&mut self.peer_auths, key, Arc::new(policy)),
+            Object::AuthorizationPolicy(policy) => insert(&mut self.authz, key, Arc::new(policy)),
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        match key.kind {
+            Kind::Namespace => self.namespace(&key.name, false),
+            Kind::Node => drop(self.nodes.remove(&key.name)),
+            Kind::Pod => self.remove_pod(key),
+            Kind::Service => {
+                remove(&mut self.service_facts, key);
+                self.derive_service(&service_id(&key.namespace, &key.name));
+            }
+            Kind::EndpointSlice => self.remove_slice(key),
+            Kind::PeerAuthentication => drop(remove(&mut self.peer_auths, key)),
+            Kind::AuthorizationPolicy => drop(remove(&mut self.authz, key)),
+        }
+    }
+
+    fn namespace(&mut self, name: &Arc<str>, enrolled: bool) {
+        let changed = if enrolled {
+            self.enrolled_namespaces.insert(Arc::clone(name)).is_none()
+        } else {
+            self.enrolled_namespaces.remove(name).is_some()
+        };
+        if !changed {
+            return;
+        }
+        let pods: Vec<(Arc<str>, PodEntry)> = self
+            .pods
+            .get(name)
+            .into_iter()
+            .flat_map(OrdMap::iter)
+            .filter(|(_, pod)| pod.eligible && pod.workload.enrolled != enrolled)
+            .map(|(pod, entry)| (Arc::clone(pod), entry.clone()))
+            .collect();
+        for (pod, mut entry) in pods {
+            Arc::make_mut(&mut entry.workload).enrolled = enrolled;
+            self.workloads.insert(entry.workload.id.clone(), Arc::clone(&entry.workload));
+            let key = ObjectKey { kind: Kind::Pod, namespace: Arc::clone(name), name: pod };
+            insert(&mut self.pods, &key, entry);
+        }
+    }
+
+    fn put_pod(&mut self, key: &ObjectKey, facts: PodFacts) {
+        let PodFacts { mut workload, created } = facts;
+        let eligible = workload.enrolled;
+        workload.enrolled = eligible && self.enrolled_namespaces.contains(&key.namespace);
+        let entry = PodEntry { workload: Arc::new(workload), eligible, created };
+        let old = self.pods.get(&key.namespace).and_then(|pods| pods.get(&key.name)).cloned();
+        if old.as_ref() == Some(&entry) {
+            return;
+        }
+        let now = &entry.workload;
+        // An address that stays keeps its place among the claims: a changed label makes no pod newer.
+        if let Some(old) = &old {
+            let same = old.workload.id == now.id && old.created == created;
+            for address in claimed(&old.workload).filter(|address| !(same && claimed(now).any(|a| a == *address))) {
+                self.unclaim(address, &old.workload.id);
+            }
+            if old.workload.id != now.id {
+                self.workloads.remove(&old.workload.id);
+            }
+        }
+        for address in claimed(now) {
+            self.claim(address, created, &now.id);
+        }
+        self.workloads.insert(now.id.clone(), Arc::clone(now));
+        let mut touched: OrdSet<ServiceId> = OrdSet::new();
+        for workload in old.iter().map(|old| &old.workload).chain([now]) {
+            touched = touched.union(self.users_of(&workload.addresses));
+        }
+        insert(&mut self.pods, key, entry);
+        touched.iter().for_each(|service| self.derive_service(service));
+    }
+
+    fn remove_pod(&mut self, key: &ObjectKey) {
+        let Some(old) = remove(&mut self.pods, key) else { return };
+        for address in claimed(&old.workload) {
+            self.unclaim(address, &old.workload.id);
+        }
+        self.workloads.remove(&old.workload.id);
+        let touched = self.users_of(&old.workload.addresses);
+        touched.iter().for_each(|service| self.derive_service(service));
+    }
+
+    fn claim(&mut self, address: IpAddr, created: i64, id: &WorkloadId) {
+        let mut claims = self.claims.get(&address).cloned().unwrap_or_default();
+        if claims.iter().any(|claim| claim.id == *id) {
+            return;
+        }
+        self.claim_count += 1;
+        claims.insert(Claim { created, count: self.claim_count, id: id.clone() });
+        self.claims.insert(address, claims);
+    }
+
+    fn unclaim(&mut self, address: IpAddr, id: &WorkloadId) {
+        let Some(mut claims) = self.claims.get(&address).cloned() else { return };
+        if let Some(claim) = claims.iter().find(|claim| claim.id == *id).cloned() {
+            claims.remove(&claim);
+        }
+        if claims.is_empty() {
+            self.claims.remove(&address);
+        } else {
+            self.claims.insert(address, claims);
+        }
+    }
+
+    fn users_of(&self, addresses: &[IpAddr]) -> OrdSet<ServiceId> {
+        let all = addresses.iter().filter_map(|address| self.endpoint_users.get(address));
+        all.fold(OrdSet::new(), |union, users| union.union(users.clone()))
+    }
+
+    fn put_slice(&mut self, key: &ObjectKey, facts: SliceFacts) {
+        let owner = self.slice_owner.get(&key.namespace).and_then(|all| all.get(&key.name));
+        if owner.is_some_and(|owner| *owner != facts.service) {
+            self.remove_slice(key);
+        }
+        let service = Arc::clone(&facts.service);
+        insert(&mut self.slice_owner, key, Arc::clone(&service));
+        let slices = self.slices.entry(Arc::clone(&key.namespace)).or_default();
+        slices.entry(Arc::clone(&service)).or_default().insert(Arc::clone(&key.name), Arc::new(facts));
+        self.derive_service(&service_id(&key.namespace, &service));
+    }
+
+    fn remove_slice(&mut self, key: &ObjectKey) {
+        let Some(service) = remove(&mut self.slice_owner, key) else { return };
+        if let Some(slices) = self.slices.get_mut(&key.namespace) {
+            let inner = ObjectKey { namespace: Arc::clone(&service), ..key.clone() };
+            remove(slices, &inner);
+            if slices.is_empty() {
+                self.slices.remove(&key.namespace);
+            }
+        }
+        self.derive_service(&service_id(&key.namespace, &service));
+    }
+
+    /// Crosses a Service with its slices again and refiles it under its addresses and endpoints.
+    fn derive_service(&mut self, id: &ServiceId) {
+        let old = self.services.remove(id);
+        if let Some(old) = &old {
+            self.unfile(id, old);
+        }
+        let Some(service) = self.cross(id) else { return };
+        for vip in &service.vips {
+            file(&mut self.vips, vip, id);
+        }
+        for endpoint in service.ports.iter().flat_map(|port| port.endpoints.iter()) {
+            file(&mut self.endpoint_users, &endpoint.address.ip(), id);
+            if let Some(workload) = &endpoint.workload {
+                file(&mut self.serving, workload, id);
+            }
+        }
+        self.services.insert(id.clone(), Arc::new(service));
+    }
+
+    fn unfile(&mut self, id: &ServiceId, old: &Service) {
+        for vip in &old.vips {
+            unfile(&mut self.vips, vip, id);
+        }
+        for endpoint in old.ports.iter().flat_map(|port| port.endpoints.iter()) {
+            unfile(&mut self.endpoint_users, &endpoint.address.ip(), id);
+            if let Some(workload) = &endpoint.workload {
+                unfile(&mut self.serving, workload, id);
+            }
+        }
+    }
+
+    fn cross(&self, id: &ServiceId) -> Option<Service> {
+        let (namespace, name) = id.0.split_once('/')?;
+        let facts = self.service_facts.get(namespace)?.get(name)?;
+        let slices = self.slices.get(namespace).and_then(|all| all.get(name));
+        let slices: Vec<&Arc<SliceFacts>> = slices.into_iter().flat_map(OrdMap::values).collect();
+        let port = |port: &PortFacts| ServicePort {
+            name: Arc::clone(&port.name),
+            port: port.port,
+            protocol: port.protocol,
+            endpoints: self.endpoints(namespace, port, &slices),
+        };
+        Some(Service {
+            id: id.clone(),
+            name: name.into(),
+            namespace: namespace.into(),
+            hostname: format!("{name}.{namespace}.svc.{}", self.mesh.cluster_domain).into(),
+            vips: facts.vips.clone(),
+            ports: facts.ports.iter().map(port).collect(),
+            balance: facts.balance,
+        })
+    }
+
+    fn endpoints(&self, namespace: &str, port: &PortFacts, slices: &[&Arc<SliceFacts>]) -> Arc<[Endpoint]> {
+        let mut listed: Vec<(&EndpointFacts, u16)> = Vec::new();
+        // One endpoint may be in two slices while the controller moves it.
+        let mut seen = BTreeSet::new();
+        for slice in slices {
+            for (_, number) in slice.ports.iter().filter(|(name, _)| *name == port.name) {
+                let fresh = slice.endpoints.iter().filter(|one| seen.insert((one.address, *number)));
+                listed.extend(fresh.map(|endpoint| (endpoint, *number)));
+            }
+        }
+        // As kube-proxy: endpoints that go away but still answer are used when there are no others.
+        let none_ready = !listed.iter().any(|(endpoint, _)| endpoint.ready);
+        let endpoint = |(facts, number): &(&EndpointFacts, u16)| Endpoint {
+            address: (facts.address, *number).into(),
+            workload: self.behind(namespace, facts).map(|workload| workload.id.clone()),
+            ready: facts.ready || (none_ready && facts.serving_terminating),
+            node: Arc::clone(&facts.node),
+        };
+        listed.iter().map(endpoint).collect()
+    }
+
+    /// The pod that an endpoint means: the named one while it has the address, else the address's owner.
+    fn behind(&self, namespace: &str, facts: &EndpointFacts) -> Option<&Arc<Workload>> {
+        let named = facts.pod.as_ref().and_then(|pod| self.pod(namespace, pod));
+        named
+            .filter(|pod| !pod.ended && pod.addresses.contains(&facts.address))
+            .or_else(|| self.workload_at(facts.address))
+    }
+}
+
+/// The addresses under which a pod may be looked up.
+fn claimed(workload: &Workload) -> impl Iterator<Item = IpAddr> + '_ {
+    let by_address = !workload.host_network && !workload.ended;
+    workload.addresses.iter().copied().filter(move |_| by_address)
+}
+
+fn service_id(namespace: &str, name: &str) -> ServiceId {
+    ServiceId(format!("{namespace}/{name}").into())
+}
+
+fn insert<T: Clone>(map: &mut Named<T>, key: &ObjectKey, value: T) {
+    map.entry(Arc::clone(&key.namespace)).or_default().insert(Arc::clone(&key.name), value);
+}
+
+fn remove<T: Clone>(map: &mut Named<T>, key: &ObjectKey) -> Option<T> {
+    let inner = map.get_mut(&key.namespace)?;
+    let old = inner.remove(&key.name);
+    if inner.is_empty() {
+        map.remove(&key.namespace);
+    }
+    old
+}
+
+fn file<K: Ord + Clone>(map: &mut OrdMap<K, OrdSet<ServiceId>>, key: &K, id: &ServiceId) {
+    map.entry(key.clone()).or_default().insert(id.clone());
+}
+
+fn unfile<K: Ord + Clone>(map: &mut OrdMap<K, OrdSet<ServiceId>>, key: &K, id: &ServiceId) {
+    let Some(set) = map.get_mut(key) else { return };
+    set.remove(id);
+    if set.is_empty() {
+        map.remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,50 @@
+//! Findings that need more than one object: a policy for a Service that does not exist, two policies of one scope.
+
+use super::World;
+use crate::compile::{Diagnostic, Severity};
+
+impl World {
+    /// What is wrong between objects. `source` says which file an object came from.
+    pub fn check(&self, source: impl Fn(&crate::model::PolicyRef) -> String) -> Vec<Diagnostic> {
+        let mut found = Vec::new();
+        for policy in self.all_authz() {
+            let namespace = &policy.policy.namespace;
+            for service in &policy.scope.services {
+                if self.service_facts.get(namespace).is_none_or(|all| !all.contains_key(service)) {
+                    found.push(Diagnostic {
+                        severity: Severity::Warning,
+                        object: policy.policy.to_string(),
+                        source: source(&policy.policy),
+                        field: "spec.targetRefs".to_owned(),
+                        message: format!("Service {namespace}/{service} does not exist, so nothing is protected"),
+                        remedy: "make the Service, or correct the name".to_owned(),
+                    });
+                }
+            }
+        }
+        self.same_scope(&source, &mut found);
+        found
+    }
+
+    fn same_scope(&self, source: &impl Fn(&crate::model::PolicyRef) -> String, found: &mut Vec<Diagnostic>) {
+        for namespace in self.peer_auths.values() {
+            let all: Vec<_> = namespace.values().collect();
+            for (index, policy) in all.iter().enumerate() {
+                let earlier = all.iter().take(index).find(|other| other.selector == policy.selector);
+                if let Some(other) = earlier {
+                    found.push(Diagnostic {
+                        severity: Severity::Warning,
+                        object: policy.policy.to_string(),
+                        source: source(&policy.policy),
+                        field: "spec.selector".to_owned(),
+                        message: format!("has the same scope as {}; only the older of the two counts", other.policy),
+                        remedy: "merge the two, or give them different selectors".to_owned(),
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
