@@ -1,0 +1,278 @@
+//! One direction of a relay. Each pump polls until it would block, and yields after a share of work.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+use tokio::net::TcpStream;
+
+use super::buffer::{self, RELAY_BUFFER_BYTES};
+use crate::tunnel::{Stream, StreamError};
+
+/// Chunks written to a socket in one system call.
+pub const GATHER_MAX_CHUNKS: usize = 16;
+/// Bytes taken from a tunnel's stream before they are written.
+pub const GATHER_MAX_BYTES: usize = 256 * 1024;
+/// Rounds of one direction before the worker's other connections get their turn.
+const ROUNDS_MAX: usize = 4;
+
+/// What ended a direction before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The socket that is read.
+    Source,
+    /// The socket that is written.
+    Sink,
+    /// The tunnel's stream.
+    Stream(StreamError),
+}
+
+/// Socket to socket, by copying.
+#[derive(Default)]
+pub(super) struct TcpToTcp {
+    waiting: Option<BytesMut>,
+    finished: bool,
+    done: bool,
+    moved: u64,
+}
+
+impl TcpToTcp {
+    pub(super) fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut TcpStream,
+        sink: &mut TcpStream,
+        count: &AtomicU64,
+    ) -> Poll<Result<(), Fault>> {
+        let mut rounds = 0;
+        while !self.done {
+            if let Some(mut waiting) = self.waiting.take() {
+                match Pin::new(&mut *sink).poll_write(cx, &waiting) {
+                    Poll::Ready(Ok(written)) if written > 0 => {
+                        self.moved += written as u64;
+                        count.fetch_add(written as u64, Ordering::Relaxed);
+                        waiting.advance(written);
+                        if waiting.is_empty() {
+                            buffer::give(waiting);
+                        } else {
+                            self.waiting = Some(waiting);
+                        }
+                    }
+                    Poll::Ready(_) => return Poll::Ready(Err(Fault::Sink)),
+                    Poll::Pending => {
+                        self.waiting = Some(waiting);
+                        return Poll::Pending;
+                    }
+                }
+                continue;
+            }
+            if self.finished {
+                ready!(finish(cx, sink))?;
+                self.done = true;
+                break;
+            }
+            ready!(share(cx, &mut rounds));
+            ready!(source.poll_read_ready(cx)).map_err(|_| Fault::Source)?;
+            let mut taken = buffer::take();
+            match poll_read(cx, source, &mut taken, RELAY_BUFFER_BYTES) {
+                Poll::Ready(Ok(0)) => {
+                    buffer::give(taken);
+                    self.finished = true;
+                }
+                Poll::Ready(Ok(_)) => self.waiting = Some(taken),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::Source)),
+                Poll::Pending => {
+                    buffer::give(taken);
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Socket to tunnel. Reads only what the stream's window takes: what it does not stays in the kernel, where it
+/// pushes back on the application.
+#[derive(Default)]
+pub(super) struct ToTunnel {
+    done: bool,
+    moved: u64,
+}
+
+impl ToTunnel {
+    pub(super) fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut TcpStream,
+        stream: &mut Stream,
+        count: &AtomicU64,
+    ) -> Poll<Result<(), Fault>> {
+        let mut rounds = 0;
+        while !self.done {
+            ready!(share(cx, &mut rounds));
+            match source.poll_read_ready(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::Source)),
+                // The peer's reset shows here when it has finished sending and this side has nothing to send.
+                Poll::Pending => return stream.poll_reset(cx).map(|error| Err(Fault::Stream(error))),
+            }
+            let window = ready!(stream.poll_capacity(cx, RELAY_BUFFER_BYTES)).map_err(Fault::Stream)?;
+            let mut taken = buffer::take();
+            match poll_read(cx, source, &mut taken, window) {
+                Poll::Ready(Ok(0)) => {
+                    buffer::give(taken);
+                    stream.cede();
+                    stream.finish().map_err(Fault::Stream)?;
+                    self.done = true;
+                }
+                Poll::Ready(Ok(read)) => {
+                    stream.send(buffer::into_bytes(taken)).map_err(Fault::Stream)?;
+                    stream.cede();
+                    self.moved += read as u64;
+                    count.fetch_add(read as u64, Ordering::Relaxed);
+                }
+                Poll::Ready(Err(_)) => {
+                    buffer::give(taken);
+                    return Poll::Ready(Err(Fault::Source));
+                }
+                Poll::Pending => {
+                    buffer::give(taken);
+                    // An idle stream that kept what it asked for would starve the tunnel's other streams.
+                    stream.cede();
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Tunnel to socket. The peer's window opens again as the socket takes the bytes, not before.
+#[derive(Default)]
+pub(super) struct FromTunnel {
+    gathered: VecDeque<Bytes>,
+    bytes: usize,
+    finished: bool,
+    done: bool,
+    moved: u64,
+}
+
+impl FromTunnel {
+    pub(super) fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        sink: &mut TcpStream,
+        count: &AtomicU64,
+    ) -> Poll<Result<(), Fault>> {
+        let mut rounds = 0;
+        while !self.done {
+            ready!(share(cx, &mut rounds));
+            self.gather(cx, stream).map_err(Fault::Stream)?;
+            if self.gathered.is_empty() {
+                if !self.finished {
+                    return Poll::Pending;
+                }
+                ready!(finish(cx, sink))?;
+                self.done = true;
+                break;
+            }
+            let written = ready!(self.write(cx, sink)).map_err(|_| Fault::Sink)?;
+            if written == 0 {
+                return Poll::Ready(Err(Fault::Sink));
+            }
+            stream.release(written);
+            self.moved += written as u64;
+            count.fetch_add(written as u64, Ordering::Relaxed);
+            self.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes what the stream has, up to the limits.
+    fn gather(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Result<(), StreamError> {
+        while !self.finished && self.gathered.len() < GATHER_MAX_CHUNKS && self.bytes < GATHER_MAX_BYTES {
+            match stream.poll_data(cx) {
+                Poll::Ready(Some(Ok(chunk))) if chunk.is_empty() => {}
+                Poll::Ready(Some(Ok(chunk))) => {
+                    self.bytes += chunk.len();
+                    self.gathered.push_back(chunk);
+                }
+                Poll::Ready(Some(Err(error))) => return Err(error),
+                Poll::Ready(None) => self.finished = true,
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, cx: &mut Context<'_>, sink: &mut TcpStream) -> Poll<io::Result<usize>> {
+        let sink = Pin::new(sink);
+        match self.gathered.front() {
+            Some(only) if self.gathered.len() == 1 => sink.poll_write(cx, only),
+            _ => {
+                let mut slices = [IoSlice::new(&[]); GATHER_MAX_CHUNKS];
+                for (slice, chunk) in slices.iter_mut().zip(&self.gathered) {
+                    *slice = IoSlice::new(chunk);
+                }
+                sink.poll_write_vectored(cx, &slices[..self.gathered.len().min(GATHER_MAX_CHUNKS)])
+            }
+        }
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        self.bytes -= count;
+        while let Some(front) = self.gathered.front_mut() {
+            if count < front.len() {
+                front.advance(count);
+                return;
+            }
+            count -= front.len();
+            self.gathered.pop_front();
+        }
+        // Memory for the list is taken only while there is something in it.
+        self.gathered = VecDeque::new();
+    }
+}
+
+/// Yields after [`ROUNDS_MAX`] rounds.
+fn share(cx: &mut Context<'_>, rounds: &mut usize) -> Poll<()> {
+    *rounds += 1;
+    if *rounds > ROUNDS_MAX {
+        cx.waker().wake_by_ref();
+        return Poll::Pending;
+    }
+    Poll::Ready(())
+}
+
+fn finish(cx: &mut Context<'_>, sink: &mut TcpStream) -> Poll<Result<(), Fault>> {
+    Pin::new(sink).poll_shutdown(cx).map_err(|_| Fault::Sink)
+}
+
+/// One read of at most `limit` bytes. `poll_read` underneath spares the read that would only say "nothing more".
+fn poll_read(
+    cx: &mut Context<'_>,
+    source: &mut TcpStream,
+    into: &mut BytesMut,
+    limit: usize,
+) -> Poll<io::Result<usize>> {
+    let mut room = into.limit(limit.min(RELAY_BUFFER_BYTES));
+    pin!(source.read_buf(&mut room)).poll(cx)
+}
+
+use std::future::Future as _;
