@@ -33,6 +33,8 @@ pub enum Reason {
     ConnectMeshPort,
     /// A CONNECT request that is none: wrong method, authority unreadable.
     ConnectMalformed,
+    /// A pod connected from a source address that is not its own.
+    SpoofedSource,
     /// The destination is a Service without a ready endpoint.
     NoEndpoint,
     /// The Service has no such port.
@@ -113,6 +115,7 @@ rows! {
     ConnectTarget "connect_target" 400 3 "DENY" true "the CONNECT authority is not the pod's own address";
     ConnectMeshPort "connect_mesh_port" 400 3 "DENY" true "ports 15001, 15006 and 15008 belong to the mesh";
     ConnectMalformed "connect_malformed" 400 3 "DENY" true "port 15008 takes HTTP/2 CONNECT with an IP:PORT authority";
+    SpoofedSource "spoofed_source" 403 7 "DENY" true "the pod connected from an address that is not in its status.podIPs";
     NoEndpoint "no_endpoint" 503 14 "UH" true "the Service has no ready endpoint; see `mesh-agent services`";
     NoSuchPort "no_such_port" 503 14 "NR" true "the Service has no such port; see `mesh-agent services`";
     UnknownWorkload "unknown_workload" 503 14 "NR" true "the workload is not on this node; see `mesh-agent workloads`";

@@ -11,13 +11,13 @@ use tokio::net::TcpStream;
 use crate::decide::inbound::{ConnFacts, judge};
 use crate::model::{Identity, Reason, Workload};
 use crate::net::sock;
-use crate::observe::{Conn, ConnMeta, Direction, Party, Path};
+use crate::observe::{Conn, ConnMeta, DecisionId, Direction, Party, Path};
 use crate::proxy::limits::Permit;
-use crate::proxy::outbound::{IDLE_TIMEOUT, finish};
-use crate::proxy::relay::{self, RelayIo};
-use crate::proxy::upstream::{self, Failure};
+use crate::proxy::outbound::{IDLE_TIMEOUT, cut_or};
+use crate::proxy::relay::{self, RelayIo, TcpSide};
+use crate::proxy::upstream;
 use crate::proxy::worker::{LocalPod, Worker};
-use crate::tunnel;
+use crate::tunnel::{self, Failure};
 
 /// An arriving connection: who, from where, to which port of the pod.
 struct Arrival {
@@ -25,6 +25,7 @@ struct Arrival {
     client: SocketAddr,
     destination: SocketAddr,
     path: Path,
+    decision_id: DecisionId,
 }
 
 /// Serves one plaintext connection that `mesh_steer` handed to the agent.
@@ -32,15 +33,16 @@ pub async fn serve_plaintext(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: Tcp
     let (Ok(client), Ok(destination)) = (stream.peer_addr(), stream.local_addr()) else { return };
     let (client, destination) = (sock::canonical(client), sock::canonical(destination));
     let Ok(_permit) = Permit::take(&worker.shared.node_budget, &pod.budget) else {
-        worker.shared.connections.limit_reached("connections");
+        worker.limit_reached();
         return sock::reset(stream);
     };
-    let arrival = Arrival { peer: None, client, destination, path: Path::Plain };
+    let decision_id = DecisionId::new();
+    let arrival = Arrival { peer: None, client, destination, path: Path::Plain, decision_id };
     match admit(&worker, &pod, &arrival).await {
         Ok((conn, server)) => {
             let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };
-            let end = relay::tcp(stream, server, &io, conn.cancelled()).await;
-            finish(conn, end);
+            let end = cut_or(&conn, relay::tcp(stream, server, &io)).await;
+            conn.finish(end);
         }
         Err(_) => sock::reset(stream),
     }
@@ -59,7 +61,8 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStr
             return sock::reset(stream);
         }
     };
-    let draining = worker.draining.clone();
+    let mut draining = worker.draining.clone();
+    let drain = async move { drop(draining.wait_for(|draining| *draining).await) };
     let handler = {
         let (worker, pod) = (Rc::clone(&worker), Arc::clone(&pod));
         move |request: tunnel::ConnectRequest, responder: tunnel::Responder| {
@@ -67,8 +70,9 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStr
             serve_connect(worker, pod, Connect { request, client, local: local.ip() }, responder)
         }
     };
-    if let Err(failure) = tunnel::serve(stream, cert.server_config(), handler, draining).await {
-        worker.shared.connections.tunnel_failed(&workload.id, client, failure.reason, &failure.message);
+    let options = tunnel::ServeOptions::default();
+    if let Err(failure) = tunnel::serve(stream, cert.server_config(), options, handler, drain).await {
+        tracing::warn!(pod = %pod.id, peer = %client, reason = %failure.reason, "tunnel refused: {}", failure.message);
     }
 }
 
@@ -85,20 +89,22 @@ async fn serve_connect(worker: Rc<Worker>, pod: Arc<LocalPod>, connect: Connect,
         return responder.refuse(reason);
     }
     let Ok(_permit) = Permit::take(&worker.shared.node_budget, &pod.budget) else {
-        worker.shared.connections.limit_reached("connections");
+        worker.limit_reached();
         return responder.refuse(Reason::LimitReached);
     };
-    let arrival =
-        Arrival { peer: Some(request.peer), client, destination: request.target, path: Path::Hbone };
+    let arrival = Arrival {
+        decision_id: upstream::decision_of(&request.headers),
+        peer: Some(request.peer),
+        client,
+        destination: request.target,
+        path: Path::Hbone,
+    };
     match admit(&worker, &pod, &arrival).await {
         Ok((conn, server)) => {
             let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };
-            let stream = match responder.accept() {
-                Ok(stream) => stream,
-                Err(failure) => return conn.fail(failure.reason, &failure.message),
-            };
-            let end = relay::tunnel(server, stream, &io, conn.cancelled()).await;
-            finish(conn, end);
+            let Ok(stream) = responder.accept() else { return conn.finish(Some(Reason::ClientReset)) };
+            let end = cut_or(&conn, relay::tunnel(server, stream, TcpSide::Server, &io)).await;
+            conn.finish(end);
         }
         Err(reason) => responder.refuse(reason),
     }
@@ -123,9 +129,13 @@ async fn admit(worker: &Worker, pod: &LocalPod, arrival: &Arrival) -> Result<(Co
     let Some(workload) = world.workload(&pod.id).map(Arc::clone) else { return Err(Reason::UnknownWorkload) };
     let conn = worker.shared.connections.open(meta(&world, arrival, &workload));
     match judged_leg(worker, pod, arrival, &workload).await {
-        Ok(server) => Ok((conn, server)),
+        Ok(server) => {
+            conn.established();
+            Ok((conn, server))
+        }
         Err(failure) => {
-            conn.fail(failure.reason, &failure.message);
+            tracing::debug!(conn = conn.id(), reason = %failure.reason, "{}", failure.message);
+            conn.finish(Some(failure.reason));
             Err(failure.reason)
         }
     }
@@ -167,6 +177,8 @@ fn meta(world: &crate::world::World, arrival: &Arrival, workload: &Arc<Workload>
             workload: Some(Arc::clone(workload)),
             address: arrival.destination,
         },
+        hbone_address: None,
         service: None,
+        decision_id: arrival.decision_id,
     }
 }

@@ -5,6 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -12,14 +13,14 @@ use tokio::net::TcpStream;
 use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport};
 use crate::decide::{balance, inbound};
 use crate::identity::WorkloadCert;
-use crate::model::{Balance, Endpoint, Reason, Service, Workload};
+use crate::model::{Balance, Reason, Service, Workload};
 use crate::net::sock;
-use crate::observe::{Conn, ConnMeta, Direction, Party, Path};
+use crate::observe::{Conn, ConnMeta, DecisionId, Direction, Party, Path};
 use crate::proxy::limits::Permit;
-use crate::proxy::relay::{self, RelayEnd, RelayIo};
-use crate::proxy::upstream::{self, Failure};
+use crate::proxy::relay::{self, RelayEnd, RelayIo, TcpSide};
+use crate::proxy::upstream;
 use crate::proxy::worker::{LoadGuard, LocalPod, Worker};
-use crate::tunnel;
+use crate::tunnel::{self, Failure};
 use crate::world::World;
 
 /// Endpoints tried for one connection before it is given up; nothing has been forwarded by then, so another
@@ -27,6 +28,9 @@ use crate::world::World;
 const MAX_ENDPOINT_TRIES: usize = 3;
 /// A relayed connection without a byte in either direction for this long is closed (Istio: TCP idle 1 h).
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// How long a tunnel's stream may take from dial to answer: the far agent's own connect timeout and a dial.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(22);
 
 /// An accepted connection with what is known of it.
 struct Accepted {
@@ -50,20 +54,27 @@ struct Leg {
     service: Option<Arc<Service>>,
 }
 
+/// A tunnelled way to an endpoint.
+struct Way<'a> {
+    leg: &'a Leg,
+    workload: &'a Workload,
+    headers: tunnel::ConnectHeaders,
+}
+
 /// Serves one captured connection to its end.
 pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
     let Ok(_permit) = Permit::take(&worker.shared.node_budget, &pod.budget) else {
-        worker.shared.connections.limit_reached("connections");
+        worker.limit_reached();
         return sock::reset(stream);
     };
     let world = worker.shared.store.load();
-    let (Some(accepted), Some(_)) = (identify(&world, &pod, stream), Some(())) else { return };
+    let Some(accepted) = identify(&worker, &world, &pod, stream) else { return };
     let plan = match plan(&world, &accepted.source, accepted.original) {
         OutboundPlan::Tcp(plan) => plan,
         OutboundPlan::Passthrough(_) => {
             let leg = Leg { endpoint: accepted.original, transport: Transport::Plain, service: None };
             return match connect(&worker, &pod, &accepted, &leg).await {
-                Ok((conn, upstream)) => relay(accepted.stream, conn, upstream).await,
+                Ok((conn, upstream)) => relay_to_end(accepted.stream, conn, upstream).await,
                 Err(_) => sock::reset(accepted.stream),
             };
         }
@@ -74,13 +85,13 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
         }
     };
     match try_endpoints(&worker, &pod, &accepted, &plan, &world).await {
-        Some((conn, upstream, _load)) => relay(accepted.stream, conn, upstream).await,
+        Some((conn, upstream, _load)) => relay_to_end(accepted.stream, conn, upstream).await,
         None => sock::reset(accepted.stream),
     }
 }
 
 /// Says whose connection this is and where it was going; none (and a reset) where that makes no sense.
-fn identify(world: &World, pod: &LocalPod, stream: TcpStream) -> Option<Accepted> {
+fn identify(worker: &Worker, world: &World, pod: &LocalPod, stream: TcpStream) -> Option<Accepted> {
     let (Ok(client), Ok(original)) = (stream.peer_addr(), stream.local_addr()) else { return None };
     let (client, original) = (sock::canonical(client), sock::canonical(original));
     let Some(source) = world.workload(&pod.id).map(Arc::clone) else {
@@ -94,7 +105,16 @@ fn identify(world: &World, pod: &LocalPod, stream: TcpStream) -> Option<Accepted
         sock::reset(stream);
         return None;
     }
-    Some(Accepted { stream, client, original, source })
+    let accepted = Accepted { stream, client, original, source };
+    // Policy may speak of source addresses and the destination shall see a true one: a pod that binds to
+    // another's address (IP_TRANSPARENT, an address added to lo) goes nowhere.
+    if !accepted.source.addresses.contains(&client.ip()) {
+        let meta = meta(&accepted, None, None, Path::Passthrough);
+        worker.shared.connections.open(meta).finish(Some(Reason::SpoofedSource));
+        sock::reset(accepted.stream);
+        return None;
+    }
+    Some(accepted)
 }
 
 /// Tries endpoints in the order of the balancer until one stands.
@@ -112,7 +132,7 @@ async fn try_endpoints(
         let endpoint = &plan.endpoints[index];
         let leg = Leg {
             endpoint: endpoint.address,
-            transport: transport(world, &worker.shared.node, endpoint.address),
+            transport: transport(world, &worker.shared.node, endpoint),
             service: plan.service.as_ref().map(Arc::clone),
         };
         let load = worker.count(endpoint.address);
@@ -134,12 +154,12 @@ async fn try_endpoints(
 fn pick(worker: &Worker, plan: &TcpPlan, tried: &[usize]) -> Option<usize> {
     match (plan.balance, &plan.service) {
         (Balance::RoundRobin, Some(service)) => {
-            let turn = worker.turn(&service.id, plan.port);
-            balance::round_robin(&plan.endpoints, &turn, tried)
+            let turn = worker.turn(&service.id, plan.port).fetch_add(1, Ordering::Relaxed);
+            balance::round_robin(&plan.endpoints, turn, tried)
         }
         _ => {
-            let load = |endpoint: &Endpoint| worker.load(endpoint.address);
-            balance::least_request(&plan.endpoints, load, worker.random(), tried)
+            let load = |index: usize| plan.endpoints.get(index).map_or(0, |one| worker.load(one.address));
+            balance::least_request(&plan.endpoints, worker.random(), tried, load)
         }
     }
 }
@@ -161,13 +181,20 @@ async fn connect(
     let conn = worker.shared.connections.open(meta);
     let opened = match &leg.transport {
         Transport::Local(workload) => local(worker, accepted, leg, workload).await.map(Upstream::Tcp),
-        Transport::Hbone(workload) => hbone(worker, pod, accepted, leg, workload).await,
+        Transport::Hbone(workload) => {
+            let headers = upstream::headers(accepted.client, leg.service.as_deref(), conn.meta().decision_id);
+            hbone(worker, pod, accepted, Way { leg, workload, headers }).await
+        }
         Transport::Plain => upstream::plain(worker, pod, leg.endpoint).await.map(Upstream::Tcp),
     };
     match opened {
-        Ok(upstream) => Ok((conn, upstream)),
+        Ok(upstream) => {
+            conn.established();
+            Ok((conn, upstream))
+        }
         Err(failure) => {
-            conn.fail(failure.reason, &failure.message);
+            tracing::debug!(conn = conn.id(), reason = %failure.reason, "{}", failure.message);
+            conn.finish(Some(failure.reason));
             Err(failure.reason)
         }
     }
@@ -206,9 +233,9 @@ async fn hbone(
     worker: &Rc<Worker>,
     pod: &LocalPod,
     accepted: &Accepted,
-    leg: &Leg,
-    workload: &Workload,
+    way: Way<'_>,
 ) -> Result<Upstream, Failure> {
+    let Way { leg, workload, headers } = way;
     let cert: Arc<WorkloadCert> = upstream::certificate(worker, &accepted.source.identity).await?;
     let source = source_address(accepted, leg.endpoint)
         .ok_or_else(|| Failure::new(Reason::ConnectFailed, "the pod has no address of the endpoint's family"))?;
@@ -222,15 +249,15 @@ async fn hbone(
         },
         cert,
         target: leg.endpoint,
-        forwarded_for: Some(accepted.client),
-        forwarded_host: leg.service.as_ref().map(|service| service.hostname.to_string()),
+        headers,
     };
     let netns = Arc::clone(&pod.netns);
     let capture = worker.shared.capture.clone();
     let dial = async move || upstream::dial(&netns, &capture, Some(source), address).await;
-    match worker.pool.open(request, dial).await {
-        Ok(stream) => Ok(Upstream::Tunnel(Box::new(stream))),
-        Err(failure) => Err(Failure::new(failure.reason, failure.message)),
+    // The pool bounds the way up to the CONNECT; the answer waits for the far agent's own connect.
+    match tokio::time::timeout(ANSWER_TIMEOUT, worker.pool.open(request, dial)).await {
+        Ok(opened) => opened.map(|stream| Upstream::Tunnel(Box::new(stream))),
+        Err(_elapsed) => Err(Failure::new(Reason::ConnectTimeout, "the far node did not answer the CONNECT")),
     }
 }
 
@@ -262,29 +289,31 @@ fn meta(
             workload: destination.map(Arc::clone),
             address: endpoint.unwrap_or(accepted.original),
         },
+        hbone_address: endpoint
+            .filter(|_| path == Path::Hbone)
+            .map(|endpoint| SocketAddr::new(endpoint.ip(), mesh_common::PORT_HBONE)),
         service: None,
+        decision_id: DecisionId::new(),
     }
 }
 
 /// Relays until either side ends, the connection idles out or the table cuts it.
-async fn relay(client: TcpStream, conn: Conn, upstream: Upstream) {
+async fn relay_to_end(client: TcpStream, conn: Conn, upstream: Upstream) {
     let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };
-    let cut = conn.cancelled();
     let end = match upstream {
-        Upstream::Tcp(server) => relay::tcp(client, server, &io, cut).await,
-        Upstream::Tunnel(stream) => relay::tunnel(client, *stream, &io, cut).await,
+        Upstream::Tcp(server) => cut_or(&conn, relay::tcp(client, server, &io)).await,
+        Upstream::Tunnel(stream) => {
+            cut_or(&conn, relay::tunnel(client, *stream, TcpSide::Client, &io)).await
+        }
     };
-    finish(conn, end);
+    conn.finish(end);
 }
 
-/// Files how a relay ended.
-pub(super) fn finish(conn: Conn, end: RelayEnd) {
-    let reason = match end {
-        RelayEnd::Closed => None,
-        RelayEnd::ClientReset => Some(Reason::ClientReset),
-        RelayEnd::ServerReset => Some(Reason::ServerReset),
-        RelayEnd::Idle => Some(Reason::IdleTimeout),
-        RelayEnd::Cut(reason) => Some(reason),
-    };
-    conn.finish(reason);
+/// Why a relay ended; dropping it unfinished resets both sides.
+pub(super) async fn cut_or(conn: &Conn, relay: impl Future<Output = RelayEnd>) -> Option<Reason> {
+    tokio::select! {
+        biased;
+        reason = conn.cancelled() => Some(reason),
+        end = relay => end.reason(),
+    }
 }

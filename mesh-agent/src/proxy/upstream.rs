@@ -15,33 +15,23 @@ use crate::identity::WorkloadCert;
 use crate::model::{Identity, Reason};
 use crate::net::netns::NetNs;
 use crate::net::sock;
+use crate::observe::DecisionId;
 use crate::proxy::worker::{LocalPod, Worker};
+use crate::tunnel::{ConnectHeaders, Failure};
 
 /// How long an upstream may take to accept (Istio: connectTimeout 10 s).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection waits for its workload's first certificate.
 const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why an upstream could not be opened.
-#[derive(Debug)]
-pub struct Failure {
-    pub reason: Reason,
-    pub message: String,
-}
-
-impl Failure {
-    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
-    }
-
-    fn connect(error: &io::Error, to: SocketAddr) -> Self {
+/// Names a failure to connect.
+fn connect_failure(error: &io::Error, to: SocketAddr) -> Failure {
         let reason = match error.kind() {
             io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Reason::ConnectionRefused,
             io::ErrorKind::TimedOut => Reason::ConnectTimeout,
             _ => Reason::ConnectFailed,
         };
-        Self::new(reason, format!("connect to {to}: {error}"))
-    }
+        Failure::new(reason, format!("connect to {to}: {error}"))
 }
 
 /// Whether another endpoint may do better; a policy's refusal is final.
@@ -70,13 +60,13 @@ pub async fn leg(
         worker.shared.capture.mark_leg(socket.as_raw_fd())?;
         Ok(socket)
     };
-    let socket = open().map_err(|error| Failure::connect(&error, to))?;
-    connect(socket, to).await.map_err(|error| Failure::connect(&error, to))
+    let socket = open().map_err(|error| connect_failure(&error, to))?;
+    connect(socket, to).await.map_err(|error| connect_failure(&error, to))
 }
 
 /// Connects to an address outside the mesh from inside the pod's namespace.
 pub async fn plain(worker: &Worker, pod: &LocalPod, to: SocketAddr) -> Result<TcpStream, Failure> {
-    dial(&pod.netns, &worker.shared.capture, None, to).await.map_err(|error| Failure::connect(&error, to))
+    dial(&pod.netns, &worker.shared.capture, None, to).await.map_err(|error| connect_failure(&error, to))
 }
 
 /// Opens a connection of the agent's own from a pod's namespace.
@@ -109,4 +99,29 @@ pub async fn certificate(worker: &Worker, identity: &Identity) -> Result<Arc<Wor
         Ok(Err(error)) => Err(Failure::new(Reason::NoCertificate, error.to_string())),
         Err(_elapsed) => Err(Failure::new(Reason::NoCertificate, "the CA did not answer in time")),
     }
+}
+
+/// What a CONNECT tells beside its target. The receiver believes none of it for policy.
+pub fn headers(
+    client: SocketAddr,
+    service: Option<&crate::model::Service>,
+    decision: DecisionId,
+) -> ConnectHeaders {
+    let forwarded = match service {
+        Some(service) => format!("for=\"{client}\";host={}", service.hostname),
+        None => format!("for=\"{client}\""),
+    };
+    // W3C trace context; its parent id is the decision's, so that both nodes' logs can be joined.
+    let traceparent = format!("00-{}{}-{decision}-00", DecisionId::new(), DecisionId::new());
+    ConnectHeaders { forwarded: Some(forwarded), baggage: None, traceparent: Some(traceparent) }
+}
+
+/// The decision id that the far node's agent gave the connection; a new one where it gave none.
+pub fn decision_of(headers: &ConnectHeaders) -> DecisionId {
+    headers
+        .traceparent
+        .as_deref()
+        .and_then(|text| text.split('-').nth(2))
+        .and_then(|parent| parent.parse().ok())
+        .unwrap_or_default()
 }

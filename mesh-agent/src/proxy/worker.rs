@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,7 +19,7 @@ use crate::capture::{CaptureHandle, WorkerListeners};
 use crate::identity::CertManager;
 use crate::model::{ServiceId, WorkloadId};
 use crate::net::netns::NetNs;
-use crate::observe::ConnectionTable;
+use crate::observe::{ConnectionTable, Limit};
 use crate::proxy::limits::Budget;
 use crate::proxy::{inbound, outbound};
 use crate::tunnel;
@@ -35,14 +35,14 @@ pub struct Shared {
     pub node: Arc<str>,
     pub store: Arc<WorldStore>,
     pub certs: Arc<CertManager>,
-    pub connections: Arc<ConnectionTable>,
+    pub connections: ConnectionTable,
     pub capture: CaptureHandle,
     pub node_budget: Arc<Budget>,
     /// Pods of this node that the agent serves now.
     pub pods: arc_swap::ArcSwap<imbl::HashMap<WorkloadId, Arc<LocalPod>>>,
     /// Round-robin positions, one per Service port for the whole node; the lock is taken when a worker meets a
     /// port for the first time, never afterwards.
-    pub turns: Mutex<HashMap<(ServiceId, u16), Arc<AtomicUsize>>>,
+    pub turns: Mutex<HashMap<(ServiceId, u16), Arc<AtomicU64>>>,
 }
 
 /// A pod of this node that is in the mesh.
@@ -76,25 +76,25 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     pub pool: tunnel::Pool,
     pub(super) draining: watch::Receiver<bool>,
-    turns: RefCell<HashMap<(ServiceId, u16), Arc<AtomicUsize>>>,
+    turns: RefCell<HashMap<(ServiceId, u16), Arc<AtomicU64>>>,
     load: RefCell<HashMap<SocketAddr, Rc<Cell<u32>>>>,
     random: RefCell<fastrand::Rng>,
 }
 
 impl Worker {
     /// The node's round-robin position for a Service port.
-    pub fn turn(&self, service: &ServiceId, port: u16) -> Arc<AtomicUsize> {
+    pub fn turn(&self, service: &ServiceId, port: u16) -> Arc<AtomicU64> {
         let key = (service.clone(), port);
         let mut own = self.turns.borrow_mut();
         let turn = own.entry(key.clone()).or_insert_with(|| {
-            Arc::clone(self.shared.turns.lock().entry(key).or_insert_with(|| Arc::new(AtomicUsize::new(0))))
+            Arc::clone(self.shared.turns.lock().entry(key).or_insert_with(|| Arc::new(AtomicU64::new(0))))
         });
         Arc::clone(turn)
     }
 
     /// Connections of this worker to an endpoint now.
-    pub fn load(&self, endpoint: SocketAddr) -> u32 {
-        self.load.borrow().get(&endpoint).map_or(0, |count| count.get())
+    pub fn load(&self, endpoint: SocketAddr) -> u64 {
+        self.load.borrow().get(&endpoint).map_or(0, |count| u64::from(count.get()))
     }
 
     /// Counts a connection to an endpoint until the guard drops.
@@ -104,6 +104,14 @@ impl Worker {
         LoadGuard { worker: Rc::clone(self), endpoint, count }
     }
 
+    /// Counts a connection that was refused for want of room.
+    pub fn limit_reached(&self) {
+        let full = self.shared.node_budget.used() >= self.shared.node_budget.max();
+        let limit = if full { Limit::NodeConnections } else { Limit::WorkloadConnections };
+        self.shared.connections.metrics().limit_hit(limit);
+    }
+
+    /// 64 random bits, for balancing only.
     pub fn random(&self) -> u64 {
         self.random.borrow_mut().u64(..)
     }
@@ -158,7 +166,7 @@ async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>, mut ended:
     let (drain, draining) = watch::channel(false);
     let worker = Rc::new(Worker {
         shared,
-        pool: tunnel::Pool::default(),
+        pool: tunnel::Pool::new(tunnel::TunnelSettings::default()),
         draining,
         turns: RefCell::default(),
         load: RefCell::default(),

@@ -1,0 +1,285 @@
+//! What the agent tells about itself through the admin API: one implementation of `AdminSource` over the real
+//! modules. Owns: the mapping from their types to the API's. Never: changes anything. Called by `admin`'s servers.
+
+mod explain;
+mod rows;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::pods::Pods;
+use crate::admin::{
+    AdminSource, CaptureView, CertCounts, CertView, Check, ConnView, ExplainError, ExplainQuery, Explanation,
+    LimitView, PolicyView, ServiceView, SourceView, State, Status, WorkloadCounts, WorkloadView,
+};
+use crate::capture::{FlowClosed, LiveFlow};
+use crate::config::Settings;
+use crate::model::{Reason, WorkloadId};
+use crate::observe::{BypassedFlow, ConnMeta, DecisionId, Direction, Limit, Party, Path, Probe};
+use crate::proxy::worker::Shared;
+use crate::source::dir::DirHandle;
+
+/// Cut flows whose end the kernel has not reported yet.
+const CUT_FLOWS_MAX: usize = 4096;
+
+/// A pod of this node as the control loop last saw it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PodState {
+    pub(super) cookie: Option<u64>,
+    pub(super) problem: Option<String>,
+}
+
+/// The view. Shared between the control loop, which updates it, and the servers, which read it.
+pub(super) struct NodeView {
+    settings: Settings,
+    shared: Arc<Shared>,
+    source: Arc<DirHandle>,
+    started: SystemTime,
+    state: AtomicU8,
+    pods: RwLock<BTreeMap<WorkloadId, PodState>>,
+    /// Bypassed flows that the agent cut, by the opener's address: their end has a reason.
+    cut: Mutex<Vec<(SocketAddr, SocketAddr)>>,
+}
+
+impl NodeView {
+    pub(super) fn new(settings: &Settings, shared: Arc<Shared>, source: Arc<DirHandle>) -> Arc<Self> {
+        let view = Arc::new(Self {
+            settings: settings.clone(),
+            shared,
+            source,
+            started: SystemTime::now(),
+            state: AtomicU8::new(State::Starting as u8),
+            pods: RwLock::default(),
+            cut: Mutex::default(),
+        });
+        let weak = Arc::downgrade(&view);
+        view.shared
+            .connections
+            .metrics()
+            .set_probe(move || weak.upgrade().map(|view| view.probe()).unwrap_or_default());
+        view
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    fn state(&self) -> State {
+        match self.state.load(Ordering::Relaxed) {
+            state if state == State::Starting as u8 => State::Starting,
+            state if state == State::Ready as u8 => State::Ready,
+            _ => State::Draining,
+        }
+    }
+
+    /// Takes over what the control loop did.
+    pub(super) fn update(&self, pods: &Pods) {
+        let attached = pods.attached.iter().map(|(id, attached)| {
+            (id.clone(), PodState { cookie: Some(attached.pod.cookie), problem: None })
+        });
+        let pending = pods.pending.iter().map(|(id, pending)| {
+            (id.clone(), PodState { cookie: None, problem: Some(pending.error.clone()) })
+        });
+        *self.pods.write() = attached.chain(pending).collect();
+    }
+
+    /// Remembers that a flow was cut, until the kernel reports its end.
+    pub(super) fn flow_cut(&self, flow: &LiveFlow) {
+        let mut cut = self.cut.lock();
+        if cut.len() < CUT_FLOWS_MAX {
+            cut.push((flow.local, flow.remote));
+        }
+    }
+
+    /// Counts and logs a bypassed flow at its end.
+    pub(super) fn flow_closed(&self, closed: &FlowClosed) {
+        let meta = self.bypass_meta(closed.cookie, closed.local, closed.remote);
+        let mut cut = self.cut.lock();
+        let found = cut.iter().position(|flow| *flow == (closed.local, closed.remote));
+        let reason = found.map(|index| {
+            cut.swap_remove(index);
+            Reason::PolicyChanged
+        });
+        drop(cut);
+        self.shared.connections.record_bypassed(&BypassedFlow {
+            meta,
+            sent: closed.bytes_sent,
+            received: closed.bytes_received,
+            duration: closed.duration,
+            rtt_us: closed.srtt_us.into(),
+            retransmits: closed.retransmits.into(),
+            reason,
+        });
+    }
+
+    /// Who talks to whom on a bypassed flow; the opener is known by its namespace.
+    fn bypass_meta(&self, cookie: u64, local: SocketAddr, remote: SocketAddr) -> ConnMeta {
+        let world = self.shared.store.load();
+        let pods = self.pods.read();
+        let opener = pods.iter().find(|(_, pod)| pod.cookie == Some(cookie));
+        let source = opener.and_then(|(id, _)| world.workload(id));
+        let party = |workload: Option<&Arc<_>>, address| match workload {
+            Some(workload) => Party::local(Arc::clone(workload), address),
+            None => Party::unknown(address),
+        };
+        ConnMeta {
+            direction: Direction::Local,
+            path: Path::Bypass,
+            source: party(source, local),
+            destination: party(world.workload_at(remote.ip()), remote),
+            hbone_address: None,
+            service: None,
+            decision_id: DecisionId::new(),
+        }
+    }
+
+    fn probe(&self) -> Probe {
+        let world = self.shared.store.load();
+        let source = self.source.status();
+        let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let stale = source.stale_since.and_then(|since| since.elapsed().ok()).unwrap_or(Duration::ZERO);
+        Probe {
+            world_version: world.version,
+            world_stale_seconds: stale.as_secs_f64(),
+            workloads: world.workloads().count() as u64,
+            services: world.services().count() as u64,
+            enrolled: self.pods.read().values().filter(|pod| pod.cookie.is_some()).count() as u64,
+            kernel: self.shared.capture.counters(),
+            certificates: (self.shared.certs.list().into_iter())
+                .filter_map(|cert| Some((cert.identity, seconds(cert.not_after?))))
+                .collect(),
+        }
+    }
+
+    fn limits(&self) -> Vec<LimitView> {
+        let metrics = self.shared.connections.metrics();
+        let budget = &self.shared.node_budget;
+        let known = |limit| match limit {
+            Limit::NodeConnections => Some((Some(budget.used() as u64), budget.max() as u64)),
+            Limit::WorkloadConnections => {
+                Some((None, crate::proxy::limits::MAX_CONNECTIONS_PER_WORKLOAD as u64))
+            }
+            Limit::Verdicts => Some((None, super::judge::VERDICTS_MAX as u64)),
+            _ => None,
+        };
+        Limit::ALL
+            .into_iter()
+            .filter_map(|limit| {
+                let hits = metrics.limit_count(limit);
+                let (used, max) = known(limit).or((hits > 0).then_some((None, 0)))?;
+                Some(LimitView { name: limit.label().to_owned(), used, max, hits })
+            })
+            .collect()
+    }
+
+    fn source_view(&self) -> SourceView {
+        let status = self.source.status();
+        let world = self.shared.store.load();
+        SourceView {
+            from: format!("directory {}", self.settings.manifests.display()),
+            world_version: world.version,
+            loaded: status.loaded.into(),
+            stale_since: status.stale_since.map(Into::into),
+            diagnostics: world.diagnostics().iter().map(rows::diagnostic).collect(),
+        }
+    }
+}
+
+impl AdminSource for NodeView {
+    fn status(&self) -> Status {
+        let world = self.shared.store.load();
+        let mut connections: BTreeMap<Path, u64> = BTreeMap::new();
+        for conn in self.connections() {
+            *connections.entry(conn.path).or_default() += 1;
+        }
+        let certs = self.shared.certs.list();
+        let local = |workload: &&Arc<crate::model::Workload>| *workload.node == *self.shared.node;
+        Status {
+            node: self.settings.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: self.state(),
+            missing: self.missing(),
+            pid: std::process::id(),
+            started: self.started.into(),
+            trust_domain: self.settings.trust_domain.clone(),
+            workers: self.settings.workers,
+            capture: CaptureView {
+                attached: true,
+                bpf_dir: self.settings.bpf_dir.display().to_string(),
+                abi: format!("v{}", mesh_common::ABI_VERSION),
+                problem: self.shared.capture.problem(),
+            },
+            source: self.source_view(),
+            workloads: WorkloadCounts {
+                known: world.workloads().count(),
+                local: world.workloads().filter(local).count(),
+                enrolled: self.pods.read().values().filter(|pod| pod.cookie.is_some()).count(),
+            },
+            services: world.services().count(),
+            policies: world.all_authz().count() + world.all_peer_auths().count(),
+            certificates: CertCounts {
+                valid: certs.iter().filter(|cert| cert.state == crate::identity::CertState::Valid).count(),
+                total: certs.len(),
+            },
+            connections,
+            limits: self.limits(),
+        }
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        rows::checks(self)
+    }
+
+    fn workloads(&self) -> Vec<WorkloadView> {
+        let world = self.shared.store.load();
+        world.workloads().map(|workload| rows::workload(self, &world, workload)).collect()
+    }
+
+    fn services(&self) -> Vec<ServiceView> {
+        let world = self.shared.store.load();
+        world.services().map(|service| rows::service(&world, &self.shared.node, service)).collect()
+    }
+
+    fn policies(&self) -> Vec<PolicyView> {
+        rows::policies(&self.shared.store.load(), &self.shared.node)
+    }
+
+    fn certificates(&self) -> Vec<CertView> {
+        self.shared.certs.list().into_iter().map(rows::certificate).collect()
+    }
+
+    fn connections(&self) -> Vec<ConnView> {
+        let relayed = self.shared.connections.list().into_iter().map(|conn| rows::connection(&conn));
+        let flows = self.shared.capture.flows().unwrap_or_default();
+        let bypassed = flows.into_iter().map(|flow| {
+            let meta = self.bypass_meta(flow.cookie, flow.local, flow.remote);
+            rows::bypassed(&meta, &flow)
+        });
+        relayed.chain(bypassed).collect()
+    }
+
+    fn explain(&self, query: &ExplainQuery) -> Result<Explanation, ExplainError> {
+        explain::explain(&self.shared.store.load(), &self.shared.node, query)
+    }
+
+    fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        match self.state() {
+            State::Starting => missing.push("the agent is starting".to_owned()),
+            State::Draining => missing.push("the agent is draining".to_owned()),
+            State::Ready => {}
+        }
+        missing.extend(self.shared.capture.problem());
+        missing
+    }
+}
+
+/// Since when something lasts, for tables.
+pub(super) fn age(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64()
+}

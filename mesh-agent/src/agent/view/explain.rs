@@ -1,0 +1,262 @@
+//! `explain SRC DST[:PORT]`: the same plan, the same transport and the same judgement as a connection meets,
+//! told instead of done.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::rows;
+use crate::admin::{ExplainError, ExplainQuery, Explanation, Match, PartyView, RouteView, StepView};
+use crate::decide::bypass::{KernelVerdict, kernel_verdict};
+use crate::decide::inbound::{self, ConnFacts, Step};
+use crate::decide::outbound::{OutboundPlan, Transport, plan, transport};
+use crate::model::{Endpoint, Reason, Service, Workload};
+use crate::observe::Path;
+use crate::world::World;
+
+/// Answers the question from one snapshot.
+pub(super) fn explain(world: &World, node: &str, query: &ExplainQuery) -> Result<Explanation, ExplainError> {
+    let source = find_workload(world, &query.source)
+        .ok_or_else(|| ExplainError::UnknownSource(query.source.clone()))?;
+    let target = destination(world, source, query)?;
+    // The question may be asked on any node: the answer is the one of the source's agent.
+    let node = if source.node.is_empty() { node } else { &source.node };
+    let mut story = Story::begin(world, source, target);
+    match plan(world, source, target) {
+        OutboundPlan::Refuse(reason) => story.refuse(reason),
+        OutboundPlan::Passthrough(to) => story.passthrough(to),
+        OutboundPlan::Tcp(tcp) => {
+            story.answer.route.service = tcp.service.as_ref().map(|service| service.hostname.to_string());
+            story.answer.route.endpoints =
+                tcp.endpoints.iter().map(|one| rows::endpoint(world, node, one)).collect();
+            story.endpoints(world, node, &tcp.endpoints);
+        }
+    }
+    if !source.enrolled {
+        story.answer.notes.push(format!(
+            "{}/{} is not in the mesh: its connections are not captured and arrive in plaintext",
+            source.namespace, source.name
+        ));
+    }
+    Ok(story.answer)
+}
+
+struct Story<'a> {
+    source: &'a Workload,
+    target: SocketAddr,
+    answer: Explanation,
+}
+
+impl<'a> Story<'a> {
+    fn begin(world: &World, source: &'a Workload, target: SocketAddr) -> Self {
+        let answer = Explanation {
+            allowed: true,
+            reason: None,
+            hint: None,
+            rule: None,
+            source: PartyView {
+                address: None,
+                workload: Some(format!("{}/{}", source.namespace, source.name)),
+                node: Some(source.node.to_string()),
+                identity: source.enrolled.then(|| source.identity.clone()),
+            },
+            destination: PartyView { address: Some(target), workload: None, node: None, identity: None },
+            route: RouteView {
+                path: None,
+                why: String::new(),
+                service: None,
+                port: target.port(),
+                endpoints: Vec::new(),
+            },
+            steps: Vec::new(),
+            world_version: world.version,
+            notes: Vec::new(),
+        };
+        Self { source, target, answer }
+    }
+
+    fn refuse(&mut self, reason: Reason) {
+        self.answer.allowed = false;
+        self.answer.reason = Some(reason.row().label.to_owned());
+        self.answer.hint = Some(reason.row().hint.to_owned());
+        self.answer.route.why = "refused before any path is chosen".to_owned();
+    }
+
+    fn passthrough(&mut self, to: SocketAddr) {
+        self.answer.route.path = Some(Path::Passthrough);
+        self.answer.route.why = format!("nothing in the mesh has the address {}", to.ip());
+    }
+
+    /// Judges every ready endpoint; the story is told of the first that refuses, or else of the first.
+    fn endpoints(&mut self, world: &World, node: &str, endpoints: &[Endpoint]) {
+        let mut told = false;
+        for endpoint in endpoints.iter().filter(|endpoint| endpoint.ready) {
+            let judged = self.judge(world, node, endpoint);
+            let refused = judged.steps.iter().any(|step| {
+                step.verdict.as_ref().is_some_and(|verdict| !verdict.allowed)
+            });
+            if told && !refused {
+                continue;
+            }
+            told = true;
+            self.tell(judged, endpoint);
+            if refused {
+                if endpoints.len() > 1 {
+                    self.answer.notes.push(format!("told for the endpoint {}, which refuses", endpoint.address));
+                }
+                return;
+            }
+        }
+    }
+
+    fn judge(&self, world: &World, node: &str, endpoint: &Endpoint) -> Judged {
+        let to = endpoint.address;
+        let family = |address: &&IpAddr| address.is_ipv4() == to.is_ipv4();
+        let source_ip = self.source.addresses.iter().find(family).copied().unwrap_or_else(|| to.ip());
+        let enrolled = self.source.enrolled;
+        let transport = if enrolled { transport(world, node, endpoint) } else { Transport::Plain };
+        let owner = world.workload_at(to.ip()).map(Arc::clone);
+        let (path, why) = self.path(world, node, endpoint, &transport);
+        let peer = match transport {
+            Transport::Plain => None,
+            Transport::Local(_) | Transport::Hbone(_) => Some(&self.source.identity),
+        };
+        let steps = match &owner {
+            Some(workload) if workload.enrolled => {
+                inbound::explain(world, workload, &ConnFacts { peer, source_ip, destination: to })
+            }
+            _ => Vec::new(),
+        };
+        Judged { path, why, owner, source_ip, steps }
+    }
+
+    fn path(&self, world: &World, node: &str, endpoint: &Endpoint, transport: &Transport) -> (Path, String) {
+        match transport {
+            Transport::Plain if !self.source.enrolled => {
+                (Path::Plain, "the source is not in the mesh".to_owned())
+            }
+            Transport::Plain => (Path::Plain, "the destination takes no mutual TLS on that port".to_owned()),
+            Transport::Hbone(workload) => {
+                (Path::Hbone, format!("the pod is on node {}: mutual TLS to its port 15008", workload.node))
+            }
+            Transport::Local(_) => {
+                let direct = self.target == endpoint.address
+                    && kernel_verdict(world, node, self.source, self.target) == KernelVerdict::Bypass;
+                if direct {
+                    return (Path::Bypass, "same node, no HTTP processing: the kernel lets it through".to_owned());
+                }
+                (Path::Local, "same node: the agent relays it in one pass, without encryption".to_owned())
+            }
+        }
+    }
+
+    fn tell(&mut self, judged: Judged, endpoint: &Endpoint) {
+        let answer = &mut self.answer;
+        answer.route.path = Some(judged.path);
+        answer.route.why = judged.why;
+        answer.source.address = Some(SocketAddr::new(judged.source_ip, 0));
+        answer.destination = PartyView {
+            address: Some(endpoint.address),
+            workload: judged.owner.as_ref().map(|owner| format!("{}/{}", owner.namespace, owner.name)),
+            node: Some(endpoint.node.to_string()).filter(|node| !node.is_empty()),
+            identity: judged.owner.as_ref().filter(|owner| owner.enrolled).map(|owner| owner.identity.clone()),
+        };
+        answer.steps = judged.steps.iter().map(step).collect();
+        let Some(verdict) = judged.steps.iter().find_map(|step| step.verdict.as_ref()) else { return };
+        answer.allowed = verdict.allowed;
+        answer.reason = verdict.reason.map(|reason| reason.row().label.to_owned());
+        answer.hint = verdict.reason.map(|reason| reason.row().hint.to_owned());
+        answer.rule = verdict.rule.as_ref().map(|found| match found.rule {
+            Some(index) => format!("{}, rule {index}", found.policy),
+            None => found.policy.to_string(),
+        });
+    }
+}
+
+struct Judged {
+    path: Path,
+    why: String,
+    owner: Option<Arc<Workload>>,
+    source_ip: IpAddr,
+    steps: Vec<Step>,
+}
+
+fn step(step: &Step) -> StepView {
+    StepView {
+        policy: step.policy.as_ref().map_or_else(|| "(default)".to_owned(), ToString::to_string),
+        action: format!("{:?}", step.stage).to_uppercase(),
+        matched: match (step.matched, step.enforced) {
+            (true, false) => Match::Ignored,
+            (true, true) => Match::Matched,
+            (false, _) => Match::NotMatched,
+        },
+        rule: step.rule,
+        detail: step.why.clone(),
+        decided: step.verdict.is_some(),
+    }
+}
+
+/// `NAMESPACE/NAME`, `NAME.NAMESPACE` or an address.
+fn find_workload<'a>(world: &'a World, text: &str) -> Option<&'a Workload> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return world.workload_at(address).map(Arc::as_ref);
+    }
+    names(text).find_map(|(namespace, name)| world.pod(namespace, name)).map(Arc::as_ref)
+}
+
+/// Every way in which a text may name a namespace and an object.
+fn names(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let slash = text.split_once('/');
+    // A pod's name may have dots in it, a namespace never has: try every dot.
+    let dots = text.match_indices('.').map(|(at, _)| (&text[at + 1..], &text[..at]));
+    slash.into_iter().chain(dots)
+}
+
+fn destination(world: &World, source: &Workload, query: &ExplainQuery) -> Result<SocketAddr, ExplainError> {
+    let text = query.destination.as_str();
+    if let Ok(address) = text.parse::<IpAddr>() {
+        let service = world.service_at(address);
+        return Ok(SocketAddr::new(address, port(query, service.map(Arc::as_ref))?));
+    }
+    let pod = find_workload(world, text);
+    let service = find_service(world, source, text);
+    if let (Some(pod), Some(service)) = (pod, service) {
+        let candidates = format!("pod {}, Service {}", pod.display_name(), service.id);
+        return Err(ExplainError::Ambiguous { name: text.to_owned(), candidates });
+    }
+    if let Some(service) = service {
+        let port = port(query, Some(service))?;
+        let headless = || service.port(port).and_then(|port| Some(port.endpoints.first()?.address));
+        return match service.vips.first() {
+            Some(vip) => Ok(SocketAddr::new(*vip, port)),
+            None => headless().ok_or_else(|| ExplainError::UnknownDestination(text.to_owned())),
+        };
+    }
+    let pod = pod.ok_or_else(|| ExplainError::UnknownDestination(text.to_owned()))?;
+    let address = pod.addresses.first().ok_or_else(|| ExplainError::UnknownDestination(text.to_owned()))?;
+    Ok(SocketAddr::new(*address, port(query, None)?))
+}
+
+fn find_service<'a>(world: &'a World, source: &Workload, text: &str) -> Option<&'a Service> {
+    let host = text.trim_end_matches('.');
+    let by_host = world.services().find(|service| host.eq_ignore_ascii_case(&service.hostname));
+    let named = |namespace: &str, name: &str| {
+        world.services().find(|service| *service.namespace == *namespace && *service.name == *name)
+    };
+    by_host
+        .or_else(|| names(host).find_map(|(namespace, name)| named(namespace, name)))
+        .or_else(|| named(&source.namespace, host))
+        .map(Arc::as_ref)
+}
+
+fn port(query: &ExplainQuery, service: Option<&Service>) -> Result<u16, ExplainError> {
+    let only = || match service?.ports.as_slice() {
+        [one] => Some(one.port),
+        _ => None,
+    };
+    query.port.or_else(only).ok_or_else(|| {
+        let known: Vec<String> =
+            service.into_iter().flat_map(|service| &service.ports).map(|port| port.port.to_string()).collect();
+        let ports = if known.is_empty() { "those that the pod listens on".to_owned() } else { known.join(", ") };
+        ExplainError::PortNeeded { destination: query.destination.clone(), ports }
+    })
+}
