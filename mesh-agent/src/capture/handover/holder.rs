@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use super::channel::Channel;
 use super::message::{Assembler, Message, Service, SetPart};
 use super::socket::{Bound, check_peer};
-use super::{Count, HandoverError, ListenerSet, MAX_SETS, Refusal};
+use super::{ACCEPT_PAUSE, Count, HandoverError, ListenerSet, MAX_SETS, Refusal};
 
 /// Agents connected at once: during a planned restart two, the rest is for the command line.
 pub const MAX_CONNECTIONS: usize = 8;
@@ -114,7 +114,7 @@ impl Holder {
             tracing::warn!(%error, "refused a connection");
             return;
         }
-        let channel = Channel::new(stream);
+        let mut channel = Channel::new(stream);
         if agents.len() >= MAX_CONNECTIONS {
             channel.refuse(Refusal::Busy).await;
             return;
@@ -122,9 +122,6 @@ impl Holder {
         agents.spawn(converse(channel, Arc::clone(&self.kept)));
     }
 }
-
-/// How long to leave the backlog alone after `accept` failed.
-const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// One agent, until it goes. What it put stays.
 async fn converse(mut channel: Channel, kept: Arc<Mutex<Kept>>) {
