@@ -92,11 +92,12 @@ async fn echo(set: &ListenerSet, mut stop: watch::Receiver<bool>) -> usize {
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let mut stop = stop.clone();
         loops.spawn(async move {
-            let mut relays = JoinSet::new();
+            let (mut relays, mut served) = (JoinSet::new(), 0);
             loop {
                 tokio::select! {
                     accepted = listener.accept() => {
                         let (mut stream, _) = accepted.unwrap();
+                        served += 1;
                         relays.spawn(async move {
                             let mut word = [0; 8];
                             while stream.read_exact(&mut word).await.is_ok() {
@@ -104,11 +105,11 @@ async fn echo(set: &ListenerSet, mut stop: watch::Receiver<bool>) -> usize {
                             }
                         });
                     }
+                    Some(_ended) = relays.join_next() => {}
                     _ = stop.wait_for(|stop| *stop) => break,
                 }
             }
             drop(listener);
-            let served = relays.len();
             relays.join_all().await;
             served
         });
@@ -230,8 +231,9 @@ fn a_planned_handover_under_load_loses_no_connection() {
     }
     all_done.send(true).unwrap();
     let (by_old, by_new) = (old.join().unwrap(), new.join().unwrap());
-    // `served` counts live relays at the stop only, so neither sum is the total; that every echo came is.
-    tracing::debug!(by_old, by_new, "served at their stops");
+    assert_eq!(by_old + by_new, CONNECTIONS);
+    // Nobody else was there before the first third, nor after the second.
+    assert!(by_old >= CONNECTIONS / 3 && by_new >= CONNECTIONS / 3 - 1, "{by_old} and {by_new}");
 }
 
 /// A holder and agents as real processes; the agent dies by SIGKILL under 500 connections a second.

@@ -169,6 +169,19 @@ async fn sets_that_break_off_or_do_not_add_up_are_errors() {
 }
 
 #[tokio::test]
+async fn more_sets_than_the_limit_are_an_error() {
+    let (mut a, mut b) = channels();
+    let send = async {
+        for cookie in 0..=MAX_SETS as u64 {
+            let part = SetPart { pod: "p".into(), cookie, fds: vec![], last: true };
+            a.send(&Message::Set(part), &[]).await.unwrap();
+        }
+    };
+    let ((), got) = tokio::join!(send, b.receive_sets());
+    assert!(matches!(got, Err(HandoverError::Limit { limit: MAX_SETS, .. })));
+}
+
+#[tokio::test]
 async fn a_refusal_is_heard_even_by_who_only_sends() {
     let (mut a, mut b) = channels();
     b.refuse(Refusal::Busy).await;

@@ -1,6 +1,8 @@
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::super::message::{Kind, split};
+use super::super::socket::tests::{as_nobody, open_to_all};
 use super::super::tests::{addresses, folder, listener, one_of_each};
 use super::super::{HolderClient, STEP_LIMIT, socket};
 use super::*;
@@ -155,6 +157,20 @@ async fn the_end_closes_everything() {
     assert!(matches!(agent.count().await, Err(HandoverError::Closed { .. })));
     assert!(std::net::TcpStream::connect(address).is_err(), "the holder's listener is still open");
     assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn an_agent_of_another_uid_is_sent_away_and_others_go_on() {
+    let (_dir, path) = folder();
+    start(&path, Limits::default());
+    open_to_all(&path);
+    let at = path.clone();
+    let stranger = as_nobody(move || std::os::unix::net::UnixStream::connect(at).unwrap());
+    while !stranger.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    HolderClient::connect(&path).await.unwrap();
+    assert_eq!(stranger.join().unwrap().read(&mut [0]).unwrap(), 0);
 }
 
 async fn raw(path: &Path) -> Channel {

@@ -154,3 +154,14 @@ async fn a_successor_that_never_is_ready_is_given_up() {
     assert!(matches!(error, HandoverError::Late { doing: "ready", .. }), "{error:?}");
     assert!(matches!(predecessor.ready().await, Err(HandoverError::Refused { .. })));
 }
+
+#[tokio::test]
+async fn more_sets_than_the_limit_are_refused_by_name() {
+    let (_dir, path) = folder();
+    let mut server = HandoverServer::bind(&path).unwrap();
+    let many = || (0..=MAX_SETS as u64).map(|cookie| ListenerSet::empty("p", cookie)).collect::<Sets>();
+    let serving = tokio::spawn(async move { server.serve(many).await.unwrap() });
+    let told = Predecessor::connect(&path).await.unwrap().take().await.unwrap_err();
+    assert!(told.to_string().contains("sets: 4097, the limit is 4096"), "{told}");
+    assert!(matches!(serving.await.unwrap(), Event::SuccessorFailed { error: HandoverError::Limit { .. } }));
+}

@@ -1,6 +1,8 @@
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 
 use super::super::tests::folder;
+use super::super::{Event, HandoverServer, HolderClient, Predecessor, Sets};
 use super::*;
 
 #[tokio::test]
@@ -71,28 +73,57 @@ async fn errors_name_the_path_and_the_remedy() {
     );
 }
 
-/// Connects from a thread with another effective uid. Needs root: fails without.
-#[tokio::test]
-async fn a_peer_of_another_uid_is_refused() {
-    const NOBODY: libc::uid_t = 65534;
-    let (dir, path) = folder();
-    let bound = Bound::bind(&path).unwrap();
-    // The file's mode already keeps others out; this is about the check behind it.
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-    let connecting = std::thread::spawn(move || {
+const NOBODY: libc::uid_t = 65534;
+
+/// Runs in a thread with another uid. Needs root: fails without.
+pub(in super::super) fn as_nobody<T: Send + 'static>(
+    what: impl FnOnce() -> T + Send + 'static,
+) -> std::thread::JoinHandle<T> {
+    std::thread::spawn(move || {
         // SAFETY: the bare system call takes plain numbers and changes this thread only (the libc function
         // would change the whole process).
         let changed = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
         assert_eq!(changed, 0, "this test must run as root");
-        std::os::unix::net::UnixStream::connect(path).unwrap()
-    });
-    let peer = bound.accept().await.unwrap();
-    let refused = check_peer(&peer).unwrap_err();
-    let expected = nix::unistd::geteuid().as_raw();
+        what()
+    })
+}
+
+/// Opens the socket to everybody: the file's mode already keeps others out, the tests are about the check
+/// behind it.
+pub(in super::super) fn open_to_all(path: &Path) {
+    fs::set_permissions(path.parent().unwrap(), fs::Permissions::from_mode(0o777)).unwrap();
+    if path.exists() {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+    }
+}
+
+fn assert_nobody(error: &HandoverError) {
+    let own = nix::unistd::geteuid().as_raw();
     assert!(
-        matches!(refused, HandoverError::PeerUid { uid: NOBODY, expected: e } if e == expected),
-        "{refused:?}"
+        matches!(error, HandoverError::PeerUid { uid: NOBODY, expected } if *expected == own),
+        "{error:?}"
     );
-    drop(connecting.join().unwrap());
+}
+
+#[tokio::test]
+async fn a_client_of_another_uid_is_refused() {
+    let (_dir, path) = folder();
+    let mut server = HandoverServer::bind(&path).unwrap();
+    open_to_all(&path);
+    let client = as_nobody(move || std::os::unix::net::UnixStream::connect(path).unwrap());
+    let event = server.serve(Sets::new).await.unwrap();
+    let Event::SuccessorFailed { error } = event else { panic!("{event:?}") };
+    assert_nobody(&error);
+    // Not a word was said to it.
+    assert_eq!(client.join().unwrap().read(&mut [0]).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_server_of_another_uid_is_refused() {
+    let (_dir, path) = folder();
+    open_to_all(&path);
+    let at = path.clone();
+    let _server = as_nobody(move || StdListener::bind(at).unwrap()).join().unwrap();
+    assert_nobody(&Predecessor::connect(&path).await.unwrap_err());
+    assert_nobody(&HolderClient::connect(&path).await.unwrap_err());
 }
