@@ -33,6 +33,14 @@ pub struct Limits {
     pub descriptors: usize,
 }
 
+impl Limits {
+    /// The same, in a process that may open so many files. Where that is little, half of it is kept free.
+    fn under(self, open_files: usize) -> Self {
+        let room = open_files.saturating_sub(SPARE_DESCRIPTORS).max(open_files / 2);
+        Self { descriptors: self.descriptors.min(room), ..self }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self { pods: MAX_SETS, descriptors: 65_536 }
@@ -68,11 +76,14 @@ fn raise_open_files(limits: Limits) -> Limits {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return limits };
-    let room = usize::try_from(soft).unwrap_or(usize::MAX).saturating_sub(SPARE_DESCRIPTORS);
-    if room < limits.descriptors {
-        tracing::warn!(limit = room, "fewer descriptors than usual: raise RLIMIT_NOFILE for more");
+    let fitted = limits.under(usize::try_from(soft).unwrap_or(usize::MAX));
+    if fitted.descriptors < limits.descriptors {
+        tracing::warn!(
+            limit = fitted.descriptors,
+            "fewer descriptors than usual: raise RLIMIT_NOFILE for more"
+        );
     }
-    Limits { descriptors: limits.descriptors.min(room), ..limits }
+    fitted
 }
 
 /// A bound holder, for callers with a runtime and an end of their own.

@@ -82,6 +82,13 @@ async fn the_limits_refuse_by_name_and_the_agent_goes_on() {
     assert_eq!(agent.count().await.unwrap(), Count { pods: 2, descriptors: 6 });
 }
 
+#[test]
+fn the_limit_of_descriptors_fits_under_the_limit_of_open_files() {
+    for (open_files, wanted) in [(1024, 512), (20_000, 20_000 - SPARE_DESCRIPTORS), (1 << 20, 65_536)] {
+        assert_eq!(Limits::default().under(open_files).descriptors, wanted);
+    }
+}
+
 #[tokio::test]
 async fn connections_beyond_the_limit_are_told_so() {
     let (_dir, path) = folder();
