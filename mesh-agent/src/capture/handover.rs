@@ -47,6 +47,8 @@ pub const MAX_SETS: usize = 4096;
 pub const STEP_LIMIT: Duration = Duration::from_secs(10);
 /// How long a successor that took the sets may take until it is ready; then the predecessor forgets it.
 pub const READY_LIMIT: Duration = Duration::from_secs(120);
+/// How long to leave the backlog alone after `accept` failed (out of descriptors, most likely).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// All pods' sets.
 pub type Sets = Vec<ListenerSet>;
@@ -183,7 +185,7 @@ pub enum HandoverError {
     Refused { refusal: Refusal },
     #[error("the peer hung up while {wanted} was due; see its log, then start the handover again")]
     Closed { wanted: &'static str },
-    #[error("the peer did not {doing} within {limit:?}; see its log, then start the handover again")]
+    #[error("waited {limit:?} in vain for the peer ({doing}); see its log, then start the handover again")]
     Late { doing: &'static str, limit: Duration },
     #[error("the sets were already handed to a successor; bind a new handover socket to hand over again")]
     Finished,

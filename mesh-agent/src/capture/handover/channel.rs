@@ -36,7 +36,12 @@ impl Channel {
         Self { stream, bytes: Vec::new(), filled: 0, fds: Vec::new() }
     }
 
-    pub(super) async fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), HandoverError> {
+    /// Sends a message. Where the peer is gone and said why before it went, that is the error.
+    pub(super) async fn send(
+        &mut self,
+        message: &Message,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), HandoverError> {
         let text = serde_json::to_vec(message).map_err(|source| HandoverError::Unreadable { source })?;
         let too_long = || HandoverError::TooLong { bytes: text.len(), limit: MAX_MESSAGE_BYTES };
         let length = u32::try_from(text.len()).map_err(|_overflow| too_long())?;
@@ -46,7 +51,13 @@ impl Channel {
         let mut bytes = length.to_le_bytes().to_vec();
         bytes.extend_from_slice(&text);
         let raw: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
-        within(STEP_LIMIT, "take a message", self.write(&bytes, &raw)).await
+        match within(STEP_LIMIT, "taking a message", self.write(&bytes, &raw)).await {
+            Err(HandoverError::Closed { wanted }) => match self.next().await {
+                Ok(Some((Message::Refused { refusal }, _))) => Err(HandoverError::Refused { refusal }),
+                _ => Err(HandoverError::Closed { wanted }),
+            },
+            sent => sent,
+        }
     }
 
     async fn write(&self, bytes: &[u8], fds: &[RawFd]) -> Result<(), HandoverError> {
@@ -73,7 +84,7 @@ impl Channel {
             let mut got = match read {
                 Ok(got) => got,
                 // A peer that closed with our words unread: gone, as with a plain end.
-                Err(e) if e.kind() == io::ErrorKind::ConnectionReset && self.filled == 0 => return Ok(None),
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => wire::Received::default(),
                 Err(source) => return Err(HandoverError::Io { doing: "read from the peer", source }),
             };
             if got.cut {
@@ -164,7 +175,7 @@ impl Channel {
 
     /// Sends one set in as many messages as it needs, each made by `wrap`.
     pub(super) async fn send_set(
-        &self,
+        &mut self,
         set: &ListenerSet,
         wrap: fn(super::message::SetPart) -> Message,
     ) -> Result<(), HandoverError> {
@@ -202,7 +213,7 @@ impl Channel {
     }
 
     /// Tells the peer why the conversation ends, if it still listens.
-    pub(super) async fn refuse(&self, refusal: Refusal) {
+    pub(super) async fn refuse(&mut self, refusal: Refusal) {
         if let Err(error) = self.send(&Message::Refused { refusal }, &[]).await {
             tracing::debug!(%error, "the refused peer is gone");
         }
@@ -226,4 +237,4 @@ pub(super) async fn within<T>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

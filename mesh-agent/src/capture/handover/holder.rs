@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use super::channel::Channel;
 use super::message::{Assembler, Message, Service, SetPart};
 use super::socket::{Bound, check_peer};
-use super::{Count, HandoverError, ListenerSet, MAX_SETS, Refusal};
+use super::{ACCEPT_PAUSE, Count, HandoverError, ListenerSet, MAX_SETS, Refusal};
 
 /// Agents connected at once: during a planned restart two, the rest is for the command line.
 pub const MAX_CONNECTIONS: usize = 8;
@@ -31,6 +31,14 @@ pub struct Limits {
     pub pods: usize,
     /// Descriptors of all sets together.
     pub descriptors: usize,
+}
+
+impl Limits {
+    /// The same, in a process that may open so many files. Where that is little, half of it is kept free.
+    fn under(self, open_files: usize) -> Self {
+        let room = open_files.saturating_sub(SPARE_DESCRIPTORS).max(open_files / 2);
+        Self { descriptors: self.descriptors.min(room), ..self }
+    }
 }
 
 impl Default for Limits {
@@ -68,11 +76,14 @@ fn raise_open_files(limits: Limits) -> Limits {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return limits };
-    let room = usize::try_from(soft).unwrap_or(usize::MAX).saturating_sub(SPARE_DESCRIPTORS);
-    if room < limits.descriptors {
-        tracing::warn!(limit = room, "fewer descriptors than usual: raise RLIMIT_NOFILE for more");
+    let fitted = limits.under(usize::try_from(soft).unwrap_or(usize::MAX));
+    if fitted.descriptors < limits.descriptors {
+        tracing::warn!(
+            limit = fitted.descriptors,
+            "fewer descriptors than usual: raise RLIMIT_NOFILE for more"
+        );
     }
-    Limits { descriptors: limits.descriptors.min(room), ..limits }
+    fitted
 }
 
 /// A bound holder, for callers with a runtime and an end of their own.
@@ -114,7 +125,7 @@ impl Holder {
             tracing::warn!(%error, "refused a connection");
             return;
         }
-        let channel = Channel::new(stream);
+        let mut channel = Channel::new(stream);
         if agents.len() >= MAX_CONNECTIONS {
             channel.refuse(Refusal::Busy).await;
             return;
@@ -122,9 +133,6 @@ impl Holder {
         agents.spawn(converse(channel, Arc::clone(&self.kept)));
     }
 }
-
-/// How long to leave the backlog alone after `accept` failed.
-const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// One agent, until it goes. What it put stays.
 async fn converse(mut channel: Channel, kept: Arc<Mutex<Kept>>) {

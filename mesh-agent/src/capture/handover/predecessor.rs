@@ -30,6 +30,7 @@ impl Predecessor {
 
     /// Call when this agent accepts on all it took. Returns the sets enrolled since [`Predecessor::take`]:
     /// accept on them too. Then the predecessor drains, and the handover socket's path is free to bind.
+    /// After an error the predecessor may or may not drain: go on accepting, and bind the path if it is free.
     pub async fn ready(mut self) -> Result<Sets, HandoverError> {
         self.channel.send(&Message::Ready, &[]).await?;
         let late = self.channel.receive_sets().await?;

@@ -5,13 +5,14 @@ use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 
 use super::channel::Channel;
 use super::message::{Message, Service};
 use super::socket::{Bound, check_peer};
-use super::{HandoverError, ListenerSet, MAX_SETS, READY_LIMIT, Refusal, STEP_LIMIT};
+use super::{ACCEPT_PAUSE, HandoverError, ListenerSet, MAX_SETS, READY_LIMIT, Refusal, STEP_LIMIT};
 
 /// What a successor did.
 #[derive(Debug)]
@@ -28,12 +29,13 @@ pub enum Event {
 pub struct HandoverServer {
     /// None once the sets are handed over: the path belongs to the successor.
     socket: Option<Bound>,
+    ready_limit: Duration,
 }
 
 impl HandoverServer {
     /// Makes the socket (mode 0600). Needs a tokio runtime.
     pub fn bind(path: &Path) -> Result<Self, HandoverError> {
-        Ok(Self { socket: Some(Bound::bind(path)?) })
+        Ok(Self { socket: Some(Bound::bind(path)?), ready_limit: READY_LIMIT })
     }
 
     /// Waits for a successor and serves it until it is ready or fails. `provider` is asked for the current
@@ -49,8 +51,10 @@ impl HandoverServer {
             Err(error) => return Ok(Event::SuccessorFailed { error }),
         };
         let outcome = tokio::select! {
-            outcome = converse(&mut channel, &mut provider) => outcome,
-            refusing = refuse_others(socket) => match refusing? {},
+            // In this order: a successor that died is noticed before its replacement is told to wait for it.
+            biased;
+            outcome = converse(&mut channel, self.ready_limit, &mut provider) => outcome,
+            never = refuse_others(socket) => match never {},
         };
         match outcome {
             Ok(handed) => {
@@ -79,6 +83,7 @@ fn check_and_open(stream: UnixStream) -> Result<Channel, HandoverError> {
 /// The conversation up to the point of no return: the successor is ready and has every set.
 async fn converse<L: Borrow<ListenerSet>>(
     channel: &mut Channel,
+    ready_limit: Duration,
     provider: &mut impl FnMut() -> Vec<L>,
 ) -> Result<HashSet<(String, u64)>, HandoverError> {
     channel.welcome(Service::Handover).await?;
@@ -88,7 +93,7 @@ async fn converse<L: Borrow<ListenerSet>>(
     }
     let mut handed = HashSet::new();
     send_new(channel, &provider(), &mut handed).await?;
-    match channel.due(READY_LIMIT, "ready").await?.0 {
+    match channel.due(ready_limit, "ready").await?.0 {
         Message::Ready => {}
         other => return Err(HandoverError::Unexpected { got: other.name(), wanted: "ready" }),
     }
@@ -98,7 +103,7 @@ async fn converse<L: Borrow<ListenerSet>>(
 
 /// Sends the sets that the successor does not have yet.
 async fn send_new<L: Borrow<ListenerSet>>(
-    channel: &Channel,
+    channel: &mut Channel,
     sets: &[L],
     handed: &mut HashSet<(String, u64)>,
 ) -> Result<(), HandoverError> {
@@ -117,10 +122,14 @@ async fn send_new<L: Borrow<ListenerSet>>(
 }
 
 /// Answers everybody else while one successor is served: two agents must not both believe to have taken over.
-async fn refuse_others(socket: &Bound) -> Result<Infallible, HandoverError> {
+async fn refuse_others(socket: &Bound) -> Infallible {
     loop {
-        if let Ok(channel) = check_and_open(socket.accept().await?) {
-            channel.refuse(Refusal::Busy).await;
+        match socket.accept().await.and_then(check_and_open) {
+            Ok(mut channel) => channel.refuse(Refusal::Busy).await,
+            Err(error) => {
+                tracing::warn!(%error, "cannot answer on the handover socket");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }

@@ -130,4 +130,4 @@ fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -14,10 +14,10 @@ use super::MAX_DESCRIPTORS_PER_MESSAGE;
 
 /// Words of a control buffer that holds the largest SCM_RIGHTS message, aligned as `cmsghdr` must be.
 const CONTROL_WORDS: usize =
-    (mem::size_of::<libc::cmsghdr>() + MAX_DESCRIPTORS_PER_MESSAGE * mem::size_of::<RawFd>()).div_ceil(8);
+    (size_of::<libc::cmsghdr>() + MAX_DESCRIPTORS_PER_MESSAGE * size_of::<RawFd>()).div_ceil(8);
 
 /// What one `recvmsg` brought.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Received {
     pub(super) bytes: usize,
     pub(super) fds: Vec<OwnedFd>,
@@ -43,7 +43,7 @@ pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<R
     header.msg_iov = &raw mut parts;
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = mem::size_of_val(&control);
+    header.msg_controllen = size_of_val(&control);
     // SAFETY: every pointer of the header is to a live local or to `buffer`, with its true length.
     let bytes = unsafe {
         libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT)
@@ -65,7 +65,7 @@ fn take_descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
             let payload = length.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
             // SAFETY: as above; the data follows the header inside the buffer.
             let data = unsafe { libc::CMSG_DATA(next) }.cast::<RawFd>();
-            for i in 0..payload / mem::size_of::<RawFd>() {
+            for i in 0..payload / size_of::<RawFd>() {
                 // SAFETY: the kernel wrote `payload` bytes of descriptors at `data`, each newly installed for
                 // this process and owned by nobody else.
                 fds.push(unsafe { OwnedFd::from_raw_fd(data.add(i).read_unaligned()) });
