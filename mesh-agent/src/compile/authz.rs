@@ -64,7 +64,11 @@ fn understood(head: &Head<'_>, object: &AuthorizationPolicy, faults: &mut Vec<Fa
         faults.push(fault("spec.provider.name", "is missing, and CUSTOM needs it", "name the provider"));
     }
     if action != AuthzAction::Custom && spec.provider.is_some() {
-        faults.push(fault("spec.provider", "has a meaning only with action CUSTOM", "remove it, or set the action"));
+        faults.push(fault(
+            "spec.provider",
+            "has a meaning only with action CUSTOM",
+            "remove it, or set the action",
+        ));
     }
     let rules = spec.rules.iter().flatten().enumerate();
     let rules = rules.map(|(index, one)| rule(head, &format!("spec.rules[{index}]"), one, faults)).collect();
@@ -114,7 +118,12 @@ fn scope_namespace(head: &Head<'_>, attached: bool) -> Option<Arc<str>> {
     (!mesh_wide).then(|| Arc::clone(&head.namespace))
 }
 
-fn service(head: &Head<'_>, path: &str, target: &api::TargetRef, faults: &mut Vec<Fault>) -> Option<Arc<str>> {
+fn service(
+    head: &Head<'_>,
+    path: &str,
+    target: &api::TargetRef,
+    faults: &mut Vec<Fault>,
+) -> Option<Arc<str>> {
     let before = faults.len();
     if target.kind != "Service" || !matches!(target.group.as_str(), "" | "core") {
         faults.push(fault(
@@ -143,7 +152,11 @@ fn rule(head: &Head<'_>, path: &str, rule: &api::Rule, faults: &mut Vec<Fault>) 
         ("when", rule.when.as_ref().is_some_and(Vec::is_empty)),
     ] {
         if empty {
-            faults.push(fault(&format!("{path}.{name}"), "is an empty list", "add an entry, or remove the field"));
+            faults.push(fault(
+                &format!("{path}.{name}"),
+                "is an empty list",
+                "add an entry, or remove the field",
+            ));
         }
     }
     let from = rule.from.iter().flatten().enumerate();
@@ -180,15 +193,35 @@ fn source(head: &Head<'_>, path: &str, source: Option<&api::Source>, faults: &mu
         ));
     }
     Source {
-        principals: read(path, &lists("principals", &source.principals, "notPrincipals", &source.not_principals), faults, principal),
+        principals: read(
+            path,
+            &lists("principals", &source.principals, "notPrincipals", &source.not_principals),
+            faults,
+            principal,
+        ),
         service_accounts: read(
             path,
-            &lists("serviceAccounts", &source.service_accounts, "notServiceAccounts", &source.not_service_accounts),
+            &lists(
+                "serviceAccounts",
+                &source.service_accounts,
+                "notServiceAccounts",
+                &source.not_service_accounts,
+            ),
             faults,
             |text| account(own, text),
         ),
-        namespaces: read(path, &lists("namespaces", &source.namespaces, "notNamespaces", &source.not_namespaces), faults, pattern),
-        ip_blocks: read(path, &lists("ipBlocks", &source.ip_blocks, "notIpBlocks", &source.not_ip_blocks), faults, block),
+        namespaces: read(
+            path,
+            &lists("namespaces", &source.namespaces, "notNamespaces", &source.not_namespaces),
+            faults,
+            pattern,
+        ),
+        ip_blocks: read(
+            path,
+            &lists("ipBlocks", &source.ip_blocks, "notIpBlocks", &source.not_ip_blocks),
+            faults,
+            block,
+        ),
         trust_domains: read(
             path,
             &lists("trustDomains", &source.trust_domains, "notTrustDomains", &source.not_trust_domains),
@@ -262,7 +295,12 @@ fn http_fields(path: &str, fields: &[HttpField<'_>], faults: &mut Vec<Fault>) ->
     names
 }
 
-fn condition(head: &Head<'_>, path: &str, when: &api::Condition, faults: &mut Vec<Fault>) -> Option<Condition> {
+fn condition(
+    head: &Head<'_>,
+    path: &str,
+    when: &api::Condition,
+    faults: &mut Vec<Fault>,
+) -> Option<Condition> {
     if when.values.is_none() && when.not_values.is_none() {
         faults.push(fault(path, "has neither values nor notValues", "give at least one of them"));
         return None;
@@ -312,7 +350,8 @@ fn is_http_key(key: &str) -> bool {
 
 /// `istio.io/dry-run`: a value that is no boolean is not taken as a yes.
 fn dry_run(head: &Head<'_>, value: &Value, out: &mut Compiled) -> bool {
-    let Some(text) = value.pointer("/metadata/annotations").and_then(|all| all.get(DRY_RUN_ANNOTATION)) else {
+    let Some(text) = value.pointer("/metadata/annotations").and_then(|all| all.get(DRY_RUN_ANNOTATION))
+    else {
         return false;
     };
     match text.as_str() {
@@ -338,7 +377,11 @@ fn warn(head: &Head<'_>, policy: &AuthzPolicy, out: &mut Compiled) {
         ));
     }
     if policy.rules.is_empty() && matches!(policy.action, AuthzAction::Deny | AuthzAction::Custom) {
-        out.diagnostics.push(head.warning("spec.rules", "is missing, so the policy never matches", "add a rule"));
+        out.diagnostics.push(head.warning(
+            "spec.rules",
+            "is missing, so the policy never matches",
+            "add a rule",
+        ));
     }
     for (index, rule) in policy.rules.iter().enumerate() {
         if let Some(name) = crate::decide::authz::http_field(rule) {

@@ -25,6 +25,8 @@ pub struct Diagnostic {
     /// Path in the object, `spec.rules[0].from`; empty for the object or file as a whole.
     pub field: String,
     pub message: String,
+    /// What follows from it, where that is not plain from the severity.
+    pub effect: String,
     pub remedy: String,
 }
 
@@ -39,6 +41,10 @@ impl fmt::Display for Diagnostic {
         if !self.field.is_empty() {
             write!(f, "{}: ", self.field)?;
         }
-        write!(f, "{}; {}", self.message, self.remedy)
+        write!(f, "{}; ", self.message)?;
+        if !self.effect.is_empty() {
+            write!(f, "{}; ", self.effect)?;
+        }
+        f.write_str(&self.remedy)
     }
 }

@@ -10,16 +10,14 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::api::istio::security;
-use crate::model::{
-    AppProtocol, AuthzPolicy, Balance, Labels, PeerAuth, Workload,
-};
+use crate::model::{AppProtocol, AuthzAction, AuthzPolicy, Balance, Labels, MtlsMode, PeerAuth, Workload};
 
 pub mod authz;
 pub mod diagnostic;
 pub mod peer_auth;
 pub mod pod;
-pub mod service;
 mod security_object;
+pub mod service;
 mod typed;
 mod values;
 
@@ -207,6 +205,58 @@ fn one(context: &Context<'_>, value: &Value, out: &mut Compiled) {
     }
 }
 
+/// What an object becomes of which there are two definitions and nobody knows which one holds: a security object
+/// fails closed, as widely as either may have meant; any other is kept as it is.
+pub fn ambiguous(object: &Object, cause: &str) -> Object {
+    match object {
+        Object::AuthorizationPolicy(policy) => {
+            let mut policy = policy.clone();
+            policy.action = AuthzAction::Deny;
+            policy.scope.selector = None;
+            policy.scope.services.clear();
+            policy.rules.clear();
+            policy.dry_run = false;
+            policy.invalid = Some(cause.to_owned());
+            Object::AuthorizationPolicy(policy)
+        }
+        Object::PeerAuthentication(policy) => {
+            let mut policy = policy.clone();
+            policy.selector = policy.selector.map(|_| Labels::new());
+            policy.mode = Some(MtlsMode::Strict);
+            policy.ports.clear();
+            policy.invalid = Some(cause.to_owned());
+            Object::PeerAuthentication(policy)
+        }
+        other => other.clone(),
+    }
+}
+
+/// What a document that is not YAML is taken for when it must fail closed: if it names a security kind, a policy that
+/// refuses in the namespace it names, or everywhere if it names none.
+pub fn unreadable(context: &Context<'_>, text: &str) -> Compiled {
+    let after = |key: &str| {
+        let found = text.lines().find_map(|line| line.trim().strip_prefix(key));
+        found.map(|value| value.trim().trim_matches(['"', '\'']).to_owned())
+    };
+    let mut out = Compiled::default();
+    let kind = [Kind::AuthorizationPolicy, Kind::PeerAuthentication]
+        .into_iter()
+        .find(|kind| text.contains(kind.name()));
+    let Some(kind) = kind else { return out };
+    let good =
+        |name: &String| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let namespace = after("namespace:").filter(good);
+    let root = context.mesh.root_namespace.to_string();
+    let mut value = serde_json::json!({"kind": kind.name(), "metadata": {
+        "name": format!("unreadable {}", context.source),
+        "namespace": namespace.unwrap_or(root),
+    }});
+    // Not `spec: {}`: what it says is unknown.
+    value["spec"] = Value::Null;
+    one(context, &value, &mut out);
+    out
+}
+
 /// Groups whose kinds the mesh will read one day.
 const MESH_GROUPS: [&str; 7] = [
     "security.istio.io",
@@ -288,6 +338,7 @@ impl<'a> Head<'a> {
             source: self.context.source.to_owned(),
             field: field.to_owned(),
             message: message.to_owned(),
+            effect: String::new(),
             remedy: remedy.to_owned(),
             severity: Severity::Error,
         }

@@ -96,10 +96,15 @@ fn workload(head: &Head<'_>, pod: &Pod, out: &mut Compiled) -> Result<Workload, 
     let spec = pod.spec.as_ref();
     let labels = pod.metadata.labels.clone().unwrap_or_default();
     let account = spec.and_then(|spec| spec.service_account_name.as_deref()).filter(|name| !name.is_empty());
-    let identity = Identity::new(&head.context.mesh.trust_domain, &head.namespace, account.unwrap_or("default"))
-        .map_err(|error| {
-            head.error("spec.serviceAccountName", &error.to_string(), "use a name that Kubernetes would accept")
-        })?;
+    let identity =
+        Identity::new(&head.context.mesh.trust_domain, &head.namespace, account.unwrap_or("default"))
+            .map_err(|error| {
+                head.error(
+                    "spec.serviceAccountName",
+                    &error.to_string(),
+                    "use a name that Kubernetes would accept",
+                )
+            })?;
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let ended = matches!(phase, Some("Succeeded" | "Failed"));
@@ -129,7 +134,9 @@ fn workload(head: &Head<'_>, pod: &Pod, out: &mut Compiled) -> Result<Workload, 
 
 fn workload_id(head: &Head<'_>, uid: Option<&str>) -> WorkloadId {
     let name = format!("{}/{}", head.namespace, head.name);
-    WorkloadId(uid.filter(|uid| !uid.is_empty()).map_or_else(|| name.clone(), |uid| format!("{name}/{uid}")).into())
+    WorkloadId(
+        uid.filter(|uid| !uid.is_empty()).map_or_else(|| name.clone(), |uid| format!("{name}/{uid}")).into(),
+    )
 }
 
 fn addresses(head: &Head<'_>, pod: &Pod, out: &mut Compiled) -> Result<Vec<IpAddr>, Box<Diagnostic>> {

@@ -30,7 +30,11 @@ pub(super) fn check<T: DeserializeOwned>(head: &Head<'_>, value: &Value) -> Vec<
         if path.starts_with("metadata.") {
             continue;
         }
-        faults.push(fault(&path, "is not a field of this kind", "check its spelling and indentation, or remove it"));
+        faults.push(fault(
+            &path,
+            "is not a field of this kind",
+            "check its spelling and indentation, or remove it",
+        ));
     }
     faults
 }
@@ -90,10 +94,15 @@ pub(super) fn salvage_selector(value: &Value) -> Result<Option<Labels>, ()> {
 }
 
 /// Puts the faults among the diagnostics and gives the one line that a verdict will show.
-pub(super) fn report(head: &Head<'_>, faults: &[Fault], consequence: &str, out: &mut Vec<Diagnostic>) -> String {
+pub(super) fn report(
+    head: &Head<'_>,
+    faults: &[Fault],
+    consequence: &str,
+    out: &mut Vec<Diagnostic>,
+) -> String {
     for one in faults {
-        let message = format!("{}; {consequence} until mended", one.message);
-        out.push(head.error(&one.field, &message, &one.remedy));
+        let effect = format!("{consequence} until mended");
+        out.push(Diagnostic { effect, ..head.error(&one.field, &one.message, &one.remedy) });
     }
     faults.first().map_or_else(String::new, |first| format!("{}: {}", first.field, first.message))
 }

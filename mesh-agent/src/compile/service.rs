@@ -50,19 +50,26 @@ pub(super) fn service(head: &Head<'_>, value: &Value, out: &mut Compiled) {
         (None, None) => Vec::new(),
     };
     let mut vips: Vec<IpAddr> = Vec::new();
-    for (index, text) in texts.iter().enumerate().filter(|(_, text)| !external && !matches!(text.as_str(), "" | "None")) {
+    for (index, text) in
+        texts.iter().enumerate().filter(|(_, text)| !external && !matches!(text.as_str(), "" | "None"))
+    {
         match text.parse() {
             Ok(vip) => vips.push(vip),
             Err(_) => {
                 let field = format!("spec.clusterIPs[{index}]");
                 let message = format!("`{text}` is not an address");
-                return out.diagnostics.push(head.error(&field, &message, "write an address, or None for a headless Service"));
+                return out.diagnostics.push(head.error(
+                    &field,
+                    &message,
+                    "write an address, or None for a headless Service",
+                ));
             }
         }
     }
     let Some(ports) = ports(head, spec.ports.as_deref().unwrap_or_default(), out) else { return };
     let selector = spec.selector.unwrap_or_default();
-    out.objects.push((head.key(Kind::Service), Object::Service(ServiceFacts { vips, ports, selector, balance })));
+    out.objects
+        .push((head.key(Kind::Service), Object::Service(ServiceFacts { vips, ports, selector, balance })));
 }
 
 /// The Service's TCP ports; none if one of them cannot be a port.
@@ -74,11 +81,19 @@ fn ports(head: &Head<'_>, listed: &[ServicePort], out: &mut Compiled) -> Option<
         }
         let field = format!("spec.ports[{index}].port");
         let Some(number) = u16::try_from(port.port).ok().filter(|number| *number != 0) else {
-            out.diagnostics.push(head.error(&field, &format!("{} is not a port", port.port), "write 1 to 65535"));
+            out.diagnostics.push(head.error(
+                &field,
+                &format!("{} is not a port", port.port),
+                "write 1 to 65535",
+            ));
             return None;
         };
         if ports.iter().any(|other| other.port == number) {
-            out.diagnostics.push(head.error(&field, &format!("{number} is listed twice"), "keep one of the two"));
+            out.diagnostics.push(head.error(
+                &field,
+                &format!("{number} is listed twice"),
+                "keep one of the two",
+            ));
             return None;
         }
         let name = port.name.as_deref().unwrap_or_default();
@@ -132,9 +147,13 @@ pub(super) fn slice(head: &Head<'_>, value: &Value, out: &mut Compiled) {
         ));
     }
     let mut ports = Vec::new();
-    for (index, port) in object.ports.iter().flatten().enumerate().filter(|(_, port)| is_tcp(port.protocol.as_deref())) {
+    for (index, port) in
+        object.ports.iter().flatten().enumerate().filter(|(_, port)| is_tcp(port.protocol.as_deref()))
+    {
         match port.port.map(u16::try_from) {
-            Some(Ok(number)) if number != 0 => ports.push((port.name.as_deref().unwrap_or_default().into(), number)),
+            Some(Ok(number)) if number != 0 => {
+                ports.push((port.name.as_deref().unwrap_or_default().into(), number))
+            }
             _ => out.diagnostics.push(head.warning(
                 &format!("ports[{index}].port"),
                 "is missing or not a port; the entry is not used",
@@ -148,7 +167,11 @@ pub(super) fn slice(head: &Head<'_>, value: &Value, out: &mut Compiled) {
             Some(facts) => endpoints.push(facts),
             None => {
                 let field = format!("endpoints[{index}].addresses[0]");
-                return out.diagnostics.push(head.error(&field, "is not an address", "write the endpoint's address"));
+                return out.diagnostics.push(head.error(
+                    &field,
+                    "is not an address",
+                    "write the endpoint's address",
+                ));
             }
         }
     }

@@ -31,7 +31,11 @@ pub(super) fn unknown<T: DeserializeOwned>(value: &Value) -> Vec<String> {
 /// Warnings for unknown fields of an object that is used all the same.
 pub(super) fn warn_unknown<T: DeserializeOwned>(head: &Head<'_>, value: &Value, out: &mut Vec<Diagnostic>) {
     out.extend(unknown::<T>(value).iter().map(|path| {
-        head.warning(path, "is not a field of this kind and has no effect", "check its spelling and indentation")
+        head.warning(
+            path,
+            "is not a field of this kind and has no effect",
+            "check its spelling and indentation",
+        )
     }));
 }
 
@@ -49,6 +53,8 @@ fn plain(path: &serde_ignored::Path<'_>) -> String {
             parent if parent.is_empty() => key.clone(),
             parent => format!("{parent}.{key}"),
         },
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => plain(parent),
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
+            plain(parent)
+        }
     }
 }

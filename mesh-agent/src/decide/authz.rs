@@ -2,10 +2,10 @@
 //! Owns: scope, rule, source, operation and condition matching (reference section 4.1).
 //! Never: the order of actions (that is `inbound`), HTTP attributes. Called by `inbound`.
 
+use super::Snapshot;
 use super::inbound::ConnFacts;
 use super::matching::{account, address, field, text};
 use super::peer_auth::selects;
-use super::Snapshot;
 use crate::model::policy::{AuthzRule, Condition, Operation, Source};
 use crate::model::{AuthzAction, AuthzPolicy, Identity, Workload};
 
@@ -48,8 +48,9 @@ pub fn rule_matches(action: AuthzAction, rule: &AuthzRule, facts: &ConnFacts<'_>
     if !http_matches && let Some(name) = http_field(rule) {
         return Err(Mismatch::Http(name.to_owned()));
     }
-    let principal =
-        facts.peer.map(|peer| [peer.trust_domain(), "/ns/", peer.namespace(), "/sa/", peer.service_account()]);
+    let principal = facts
+        .peer
+        .map(|peer| [peer.trust_domain(), "/ns/", peer.namespace(), "/sa/", peer.service_account()]);
     let attributes = Attributes { facts, principal, http_matches };
     if !rule.from.is_empty() && !rule.from.iter().any(|source| attributes.source(source)) {
         return Err(Mismatch::From);

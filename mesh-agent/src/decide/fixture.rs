@@ -1,1 +1,108 @@
 //! A snapshot of plain vectors, so that the tests of decisions need no world.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::model::policy::{AuthzRule, AuthzScope, Source, StringMatch, Values};
+use crate::model::{AuthzAction, Identity, ServiceId};
+
+#[derive(Default)]
+pub(crate) struct Mesh {
+    pub(crate) workloads: Vec<Arc<Workload>>,
+    pub(crate) services: Vec<Arc<Service>>,
+    pub(crate) peer_auths: Vec<Arc<PeerAuth>>,
+    pub(crate) authz: Vec<Arc<AuthzPolicy>>,
+    /// (namespace, Service, workload).
+    pub(crate) members: Vec<(String, String, WorkloadId)>,
+}
+
+impl Snapshot for Mesh {
+    fn root_namespace(&self) -> &str {
+        "istio-system"
+    }
+
+    fn workload(&self, id: &WorkloadId) -> Option<&Arc<Workload>> {
+        self.workloads.iter().find(|workload| workload.id == *id)
+    }
+
+    fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        self.workloads.iter().find(|workload| workload.addresses.contains(&address))
+    }
+
+    fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>> {
+        self.services.iter().find(|service| service.vips.contains(&address))
+    }
+
+    fn peer_auths(&self, namespace: &str) -> impl Iterator<Item = &Arc<PeerAuth>> {
+        let namespace = namespace.to_owned();
+        self.peer_auths.iter().filter(move |policy| *policy.policy.namespace == *namespace)
+    }
+
+    fn authz_policies(&self, namespace: &str) -> impl Iterator<Item = &Arc<AuthzPolicy>> {
+        let namespace = namespace.to_owned();
+        self.authz.iter().filter(move |policy| *policy.policy.namespace == *namespace)
+    }
+
+    fn serves(&self, namespace: &str, service: &str, workload: &Workload) -> bool {
+        self.members.iter().any(|(n, s, id)| n == namespace && s == service && *id == workload.id)
+    }
+}
+
+pub(crate) fn workload(namespace: &str, name: &str, node: &str, address: &str) -> Arc<Workload> {
+    Arc::new(Workload {
+        id: WorkloadId(format!("{namespace}/{name}").into()),
+        name: name.into(),
+        namespace: namespace.into(),
+        identity: Identity::new("cluster.local", namespace, name).unwrap(),
+        addresses: vec![address.parse().unwrap()],
+        node: node.into(),
+        labels: Arc::new(BTreeMap::from([("app".to_owned(), name.to_owned())])),
+        enrolled: true,
+        netns: None,
+        workload_name: name.into(),
+        canonical_service: name.into(),
+        canonical_revision: "latest".into(),
+        ended: false,
+        host_network: false,
+    })
+}
+
+pub(crate) fn policy(name: &str, action: AuthzAction, rules: Vec<AuthzRule>) -> AuthzPolicy {
+    AuthzPolicy {
+        policy: PolicyRef { kind: "AuthorizationPolicy", namespace: "shop".into(), name: name.into() },
+        action,
+        scope: AuthzScope { namespace: Some("shop".into()), selector: None, services: Vec::new() },
+        rules,
+        invalid: None,
+        dry_run: false,
+    }
+}
+
+pub(crate) fn from_blocks(any: &[&str], none: &[&str]) -> AuthzRule {
+    let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let ip_blocks = Values { any: parse(any), none: parse(none) };
+    AuthzRule { from: vec![Source { ip_blocks, ..Source::default() }], ..AuthzRule::default() }
+}
+
+pub(crate) fn from_principal(pattern: StringMatch) -> AuthzRule {
+    let principals = Values { any: vec![pattern], none: Vec::new() };
+    AuthzRule { from: vec![Source { principals, ..Source::default() }], ..AuthzRule::default() }
+}
+
+/// A Service of `shop` with one port and these endpoints.
+pub(crate) fn service(name: &str, vip: &str, endpoints: Vec<crate::model::Endpoint>) -> Arc<Service> {
+    Arc::new(Service {
+        id: ServiceId(format!("shop/{name}").into()),
+        name: name.into(),
+        namespace: "shop".into(),
+        hostname: format!("{name}.shop.svc.cluster.local").into(),
+        vips: vec![vip.parse().unwrap()],
+        ports: vec![crate::model::ServicePort {
+            name: "http".into(),
+            port: 80,
+            protocol: crate::model::AppProtocol::Http,
+            endpoints: endpoints.into(),
+        }],
+        balance: crate::model::Balance::LeastRequest,
+    })
+}

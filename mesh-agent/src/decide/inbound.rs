@@ -4,8 +4,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::authz::{http_field, in_scope, rule_matches};
 use super::Snapshot;
+use super::authz::{http_field, in_scope, rule_matches};
 use crate::model::{AuthzAction, AuthzPolicy, Identity, MtlsMode, PolicyRef, Reason, Workload};
 
 /// A connection as policy sees it.
@@ -211,7 +211,8 @@ impl Walk<'_> {
         if let Some(verdict) = &self.decided {
             return verdict.clone();
         }
-        let verdict = if restricted { Verdict::deny(Reason::PolicyNotAllowed, None) } else { Verdict::allow(None) };
+        let verdict =
+            if restricted { Verdict::deny(Reason::PolicyNotAllowed, None) } else { Verdict::allow(None) };
         let step = Step {
             stage: Stage::Default,
             policy: None,

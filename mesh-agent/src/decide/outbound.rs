@@ -106,7 +106,11 @@ fn to_service(service: &Arc<Service>, port: u16) -> OutboundPlan {
 }
 
 /// The transport from an agent of `node` to a target.
-pub fn transport<'a, S: Snapshot + ?Sized>(world: &S, node: &str, target: impl Into<Target<'a>>) -> Transport {
+pub fn transport<'a, S: Snapshot + ?Sized>(
+    world: &S,
+    node: &str,
+    target: impl Into<Target<'a>>,
+) -> Transport {
     let address = canonical(match target.into() {
         Target::Address(address) => address,
         Target::Endpoint(endpoint) => endpoint.address,

@@ -16,11 +16,7 @@ enum Level {
 }
 
 /// The mode of one container port, and the object it comes from (none = the mesh's default, PERMISSIVE).
-pub fn mode<S: Snapshot + ?Sized>(
-    world: &S,
-    dst: &Workload,
-    port: u16,
-) -> (MtlsMode, Option<PolicyRef>) {
+pub fn mode<S: Snapshot + ?Sized>(world: &S, dst: &Workload, port: u16) -> (MtlsMode, Option<PolicyRef>) {
     let mut mode = MtlsMode::Permissive;
     let mut from = None;
     for level in [Level::Mesh, Level::Namespace, Level::Workload] {
@@ -46,7 +42,11 @@ pub fn mode<S: Snapshot + ?Sized>(
 }
 
 /// The one policy of a scope that counts: what could not be understood first, else the oldest, else by name.
-fn strongest<'a, S: Snapshot + ?Sized>(world: &'a S, dst: &'a Workload, level: Level) -> Option<&'a PeerAuth> {
+fn strongest<'a, S: Snapshot + ?Sized>(
+    world: &'a S,
+    dst: &'a Workload,
+    level: Level,
+) -> Option<&'a PeerAuth> {
     let namespace = if level == Level::Mesh { world.root_namespace() } else { &dst.namespace };
     world
         .peer_auths(namespace)

@@ -96,7 +96,9 @@ impl World {
         // An address that stays keeps its place among the claims: a changed label makes no pod newer.
         if let Some(old) = &old {
             let same = old.workload.id == now.id && old.created == created;
-            for address in claimed(&old.workload).filter(|address| !(same && claimed(now).any(|a| a == *address))) {
+            for address in
+                claimed(&old.workload).filter(|address| !(same && claimed(now).any(|a| a == *address)))
+            {
                 self.unclaim(address, &old.workload.id);
             }
             if old.workload.id != now.id {

@@ -1,11 +1,12 @@
 //! Findings that need more than one object: a policy for a Service that does not exist, two policies of one scope.
 
 use super::World;
-use crate::compile::{Diagnostic, Severity};
+use crate::compile::{Diagnostic, Kind, ObjectKey, Severity};
+use crate::model::PolicyRef;
 
 impl World {
     /// What is wrong between objects. `source` says which file an object came from.
-    pub fn check(&self, source: impl Fn(&crate::model::PolicyRef) -> String) -> Vec<Diagnostic> {
+    pub fn check(&self, source: impl Fn(&ObjectKey) -> String) -> Vec<Diagnostic> {
         let mut found = Vec::new();
         for policy in self.all_authz() {
             let namespace = &policy.policy.namespace;
@@ -14,9 +15,12 @@ impl World {
                     found.push(Diagnostic {
                         severity: Severity::Warning,
                         object: policy.policy.to_string(),
-                        source: source(&policy.policy),
+                        source: source(&key(Kind::AuthorizationPolicy, &policy.policy)),
                         field: "spec.targetRefs".to_owned(),
-                        message: format!("Service {namespace}/{service} does not exist, so nothing is protected"),
+                        message: format!(
+                            "Service {namespace}/{service} does not exist, so nothing is protected"
+                        ),
+                        effect: String::new(),
                         remedy: "make the Service, or correct the name".to_owned(),
                     });
                 }
@@ -26,7 +30,7 @@ impl World {
         found
     }
 
-    fn same_scope(&self, source: &impl Fn(&crate::model::PolicyRef) -> String, found: &mut Vec<Diagnostic>) {
+    fn same_scope(&self, source: &impl Fn(&ObjectKey) -> String, found: &mut Vec<Diagnostic>) {
         for namespace in self.peer_auths.values() {
             let all: Vec<_> = namespace.values().collect();
             for (index, policy) in all.iter().enumerate() {
@@ -35,14 +39,26 @@ impl World {
                     found.push(Diagnostic {
                         severity: Severity::Warning,
                         object: policy.policy.to_string(),
-                        source: source(&policy.policy),
+                        source: source(&key(Kind::PeerAuthentication, &policy.policy)),
                         field: "spec.selector".to_owned(),
-                        message: format!("has the same scope as {}; only the older of the two counts", other.policy),
+                        message: format!(
+                            "has the same scope as {}; only the older of the two counts",
+                            other.policy
+                        ),
+                        effect: String::new(),
                         remedy: "merge the two, or give them different selectors".to_owned(),
                     });
                 }
             }
         }
+    }
+}
+
+fn key(kind: Kind, policy: &PolicyRef) -> ObjectKey {
+    ObjectKey {
+        kind,
+        namespace: std::sync::Arc::clone(&policy.namespace),
+        name: std::sync::Arc::clone(&policy.name),
     }
 }
 

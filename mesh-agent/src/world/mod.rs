@@ -17,7 +17,7 @@ mod check;
 mod store;
 
 pub use apply::Change;
-pub use store::WorldStore;
+pub use store::{OnPublish, WorldStore};
 
 /// Objects of one kind: namespace, then name. Nested, so that one namespace is found by a borrowed text.
 type Named<T> = OrdMap<Arc<str>, OrdMap<Arc<str>, T>>;
@@ -192,9 +192,10 @@ impl Snapshot for World {
         if namespace != &*workload.namespace {
             return false;
         }
-        let selected = self.service_facts.get(namespace).and_then(|all| all.get(service)).is_some_and(|facts| {
-            !facts.selector.is_empty() && peer_auth::selects(&facts.selector, &workload.labels)
-        });
+        let selected =
+            self.service_facts.get(namespace).and_then(|all| all.get(service)).is_some_and(|facts| {
+                !facts.selector.is_empty() && peer_auth::selects(&facts.selector, &workload.labels)
+            });
         selected
             || self.serving.get(&workload.id).is_some_and(|services| {
                 services.iter().any(|id| id.0.split_once('/') == Some((namespace, service)))
