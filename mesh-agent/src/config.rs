@@ -289,7 +289,8 @@ impl Settings {
             );
         }
         if self.admin_socket.as_os_str().len() > SOCKET_PATH_MAX_BYTES {
-            let problem = format!("longer than the {SOCKET_PATH_MAX_BYTES} bytes a Unix socket's name may have");
+            let problem =
+                format!("longer than the {SOCKET_PATH_MAX_BYTES} bytes a Unix socket's name may have");
             return invalid("admin-socket", problem, "use a shorter path");
         }
         if self.metrics == self.readiness && self.metrics.port() != 0 {
@@ -305,7 +306,13 @@ impl Settings {
             return invalid("log-level", error.to_string(), "see `mesh-agent run --help`");
         }
         let drain = (Duration::ZERO, DRAIN_DEADLINE_MAX);
-        check_range("drain-deadline", Span(self.drain_deadline), Span(drain.0), Span(drain.1), "use e.g. 20s")?;
+        check_range(
+            "drain-deadline",
+            Span(self.drain_deadline),
+            Span(drain.0),
+            Span(drain.1),
+            "use e.g. 20s",
+        )?;
         let (low, high) = (Span(CERT_LIFETIME_MIN), Span(CERT_LIFETIME_MAX));
         check_range("cert-lifetime", Span(self.cert_lifetime), low, high, "use e.g. 24h")
     }
@@ -348,7 +355,11 @@ fn invalid<T>(field: &'static str, problem: String, remedy: &'static str) -> Res
 fn check_name(field: &'static str, name: &str, remedy: &'static str) -> Result<(), ConfigError> {
     let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-');
     if name.is_empty() || name.len() > NAME_MAX_BYTES || !name.bytes().all(good) {
-        return invalid(field, format!("`{name}` is not 1 to {NAME_MAX_BYTES} of a-z, 0-9, '.' and '-'"), remedy);
+        return invalid(
+            field,
+            format!("`{name}` is not 1 to {NAME_MAX_BYTES} of a-z, 0-9, '.' and '-'"),
+            remedy,
+        );
     }
     Ok(())
 }

@@ -1,1 +1,36 @@
-fn main() {}
+//! Parses the command line and hands over: to the agent, to the holder, or to the verb that asks an agent.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mesh_agent::cli::{Action, Cli, Exit};
+
+fn main() -> ExitCode {
+    match Cli::parse().action() {
+        Action::Run(args) => match args.resolve() {
+            Ok(settings) => ended(mesh_agent::agent::run(settings)),
+            Err(error) => {
+                eprintln!("mesh-agent: {error}");
+                Exit::Usage.into()
+            }
+        },
+        Action::Hold(args) => ended(mesh_agent::agent::hold(args)),
+        Action::Ask(question) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            match runtime {
+                Ok(runtime) => runtime.block_on(question.answer()).into(),
+                Err(error) => ended(Err(error.into())),
+            }
+        }
+    }
+}
+
+fn ended(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => Exit::Good.into(),
+        Err(error) => {
+            eprintln!("mesh-agent: {error:#}");
+            Exit::No.into()
+        }
+    }
+}

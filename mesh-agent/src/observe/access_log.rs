@@ -108,7 +108,9 @@ impl AccessLog {
         }
         match ended.reason {
             None => ended_line!(tracing::Level::INFO, ended, "connection complete"),
-            Some(reason) if reason.row().warn => ended_line!(tracing::Level::WARN, ended, "connection failed"),
+            Some(reason) if reason.row().warn => {
+                ended_line!(tracing::Level::WARN, ended, "connection failed")
+            }
             Some(_) => ended_line!(tracing::Level::INFO, ended, "connection failed"),
         }
     }

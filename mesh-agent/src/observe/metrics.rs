@@ -19,9 +19,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-pub use self::limit::Limit;
-use self::labels::Flagged;
 use self::flow::{FLAGS, FLOW_LABEL_SETS_MAX, Flow, FlowTable, RTT_BOUNDS_US, TcpFigures};
+use self::labels::Flagged;
+pub use self::limit::Limit;
 use super::meta::{Direction, Path};
 use crate::model::reason::ROWS;
 use crate::model::{Identity, Reason};
@@ -166,7 +166,8 @@ impl Metrics {
             }
         }
         let help = "TCP connections that ended badly";
-        let mut family = encoder.encode_descriptor("istio_tcp_connections_failed", help, None, MetricType::Counter)?;
+        let mut family =
+            encoder.encode_descriptor("istio_tcp_connections_failed", help, None, MetricType::Counter)?;
         for flow in &flows {
             for (flag, failed) in FLAGS.iter().zip(&flow.failed) {
                 let failed = failed.load(Ordering::Relaxed);
@@ -191,7 +192,8 @@ impl Metrics {
         drop(family);
 
         let help = "Connections that the agent relays now";
-        let mut family = encoder.encode_descriptor("nodemesh_connections_open", help, None, MetricType::Gauge)?;
+        let mut family =
+            encoder.encode_descriptor("nodemesh_connections_open", help, None, MetricType::Gauge)?;
         for (direction, path) in pairs() {
             let open = self.open_connections(direction, path);
             if open > 0 {
@@ -200,13 +202,15 @@ impl Metrics {
         }
         drop(family);
         let help = "Connections that ended, by reason; `complete` is a good end";
-        let mut family = encoder.encode_descriptor("nodemesh_connections_ended", help, None, MetricType::Counter)?;
+        let mut family =
+            encoder.encode_descriptor("nodemesh_connections_ended", help, None, MetricType::Counter)?;
         for (direction, path) in pairs() {
             let reasons = ROWS.iter().map(|row| row.label).chain(["complete"]);
             for (reason, ended) in reasons.zip(&self.ended[pair(direction, path)]) {
                 let ended = ended.load(Ordering::Relaxed);
                 if ended > 0 {
-                    let labels = [("direction", direction.label()), ("path", path.label()), ("reason", reason)];
+                    let labels =
+                        [("direction", direction.label()), ("path", path.label()), ("reason", reason)];
                     counter(&mut family, &labels, ended)?;
                 }
             }
@@ -228,7 +232,12 @@ impl Metrics {
             let Some(probe) = installed.as_ref() else { return Ok(()) };
             probe()
         };
-        plain(encoder, "nodemesh_world_version", "Version of the world in force", probe.world_version as f64)?;
+        plain(
+            encoder,
+            "nodemesh_world_version",
+            "Version of the world in force",
+            probe.world_version as f64,
+        )?;
         let help = "Age of the world while its source cannot be read, 0 otherwise";
         plain(encoder, "nodemesh_world_stale_seconds", help, probe.world_stale_seconds)?;
         plain(encoder, "nodemesh_workloads", "Workloads that the world knows", probe.workloads as f64)?;
@@ -236,13 +245,15 @@ impl Metrics {
         plain(encoder, "nodemesh_workloads_enrolled", "Captured pods of this node", probe.enrolled as f64)?;
 
         let help = "What the kernel programs counted";
-        let mut family = encoder.encode_descriptor("nodemesh_kernel_events", help, None, MetricType::Counter)?;
+        let mut family =
+            encoder.encode_descriptor("nodemesh_kernel_events", help, None, MetricType::Counter)?;
         for (event, count) in probe.kernel {
             counter(&mut family, &[("event", event)], count)?;
         }
         drop(family);
         let name = "nodemesh_certificate_expiration_timestamp_seconds";
-        let mut family = encoder.encode_descriptor(name, "End of each certificate", None, MetricType::Gauge)?;
+        let mut family =
+            encoder.encode_descriptor(name, "End of each certificate", None, MetricType::Gauge)?;
         for (identity, end) in probe.certificates {
             gauge(&mut family, &[("identity", &*identity.to_string())], end)?;
         }
@@ -267,13 +278,15 @@ impl fmt::Debug for Metrics {
 fn encode_figures(encoder: &mut DescriptorEncoder<'_>, flows: &[Arc<Flow>]) -> fmt::Result {
     let figures = || flows.iter().filter_map(|flow| flow.figures.get().map(|figures| (flow, figures)));
     let help = "TCP segments that the kernel sent again, of connections that bypass the agent";
-    let mut family = encoder.encode_descriptor("nodemesh_tcp_retransmits", help, None, MetricType::Counter)?;
+    let mut family =
+        encoder.encode_descriptor("nodemesh_tcp_retransmits", help, None, MetricType::Counter)?;
     for (flow, figures) in figures() {
         counter(&mut family, &flow.labels.with_flags("-"), figures.retransmits.load(Ordering::Relaxed))?;
     }
     drop(family);
     let help = "Smoothed round-trip time at the end of connections that bypass the agent";
-    let mut family = encoder.encode_descriptor("nodemesh_tcp_rtt_seconds", help, None, MetricType::Histogram)?;
+    let mut family =
+        encoder.encode_descriptor("nodemesh_tcp_rtt_seconds", help, None, MetricType::Histogram)?;
     for (flow, figures) in figures() {
         let buckets = buckets(figures);
         let count = buckets.iter().map(|(_, count)| count).sum();

@@ -10,6 +10,9 @@ pub mod meta;
 pub mod metrics;
 pub mod table;
 
+#[cfg(test)]
+mod fixtures;
+
 pub use access_log::AccessLog;
 pub use meta::{ConnMeta, DecisionId, Direction, Party, Path};
 pub use metrics::{Limit, Metrics, Probe};

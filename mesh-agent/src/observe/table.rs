@@ -228,7 +228,12 @@ impl Conn {
     }
 
     /// Names the endpoint that was chosen, or chosen anew after a failed attempt. Call before [`Self::established`].
-    pub fn set_destination(&self, destination: Party, path: Path, hbone_address: Option<std::net::SocketAddr>) {
+    pub fn set_destination(
+        &self,
+        destination: Party,
+        path: Path,
+        hbone_address: Option<std::net::SocketAddr>,
+    ) {
         let mut meta = self.live.meta.write();
         if meta.path != path {
             let metrics = &self.table.inner.metrics;

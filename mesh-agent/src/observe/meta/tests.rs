@@ -13,7 +13,15 @@ fn decision_ids_differ_and_survive_their_text_form() {
 
 #[test]
 fn a_peer_cannot_smuggle_text_through_a_decision_id() {
-    for text in ["", "0", "+000000000000001", "00000000000000001", "000000000000000G", "000000000000000A", "0000 00000000000"] {
+    for text in [
+        "",
+        "0",
+        "+000000000000001",
+        "00000000000000001",
+        "000000000000000G",
+        "000000000000000A",
+        "0000 00000000000",
+    ] {
         assert_eq!(text.parse::<DecisionId>(), Err(DecisionIdError), "{text:?}");
     }
 }

@@ -30,8 +30,19 @@ const SHARDS: usize = 16;
 const CACHE_SLOTS: usize = 512;
 
 /// Istio's `response_flags`, each at its own place in [`Flow::failed`].
-pub const FLAGS: [&str; 11] =
-    ["DENY", "TLS_FAILURE", "IDENTITY_ERROR", "H2_HANDSHAKE_FAILURE", "CONNECT", "UH", "NR", "DC", "UC", "SI", "UO"];
+pub const FLAGS: [&str; 11] = [
+    "DENY",
+    "TLS_FAILURE",
+    "IDENTITY_ERROR",
+    "H2_HANDSHAKE_FAILURE",
+    "CONNECT",
+    "UH",
+    "NR",
+    "DC",
+    "UC",
+    "SI",
+    "UO",
+];
 
 /// Upper bounds of the round-trip histogram, microseconds; one more bucket holds the rest.
 pub const RTT_BOUNDS_US: [u64; 9] = [25, 50, 100, 250, 500, 1_000, 5_000, 25_000, 100_000];
@@ -178,7 +189,9 @@ impl FlowTable {
         let now = self.now();
         CACHE.with_borrow_mut(|cache| {
             let slot = cache.slot(CacheKey::hash(self.instance, meta));
-            if let Some(entry) = slot.as_ref().filter(|entry| entry.key.matches(self.instance, meta) && entry.flows.usable()) {
+            if let Some(entry) =
+                slot.as_ref().filter(|entry| entry.key.matches(self.instance, meta) && entry.flows.usable())
+            {
                 entry.flows.each().for_each(|flow| flow.last_used.store(now, Ordering::Relaxed));
                 return entry.flows.clone();
             }
@@ -208,7 +221,9 @@ impl FlowTable {
             all.extend(shard.read().values().map(Arc::clone));
         }
         all.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
-        all.extend(self.overflow.iter().filter(|flow| flow.opened.load(Ordering::Relaxed) > 0).map(Arc::clone));
+        all.extend(
+            self.overflow.iter().filter(|flow| flow.opened.load(Ordering::Relaxed) > 0).map(Arc::clone),
+        );
         all
     }
 

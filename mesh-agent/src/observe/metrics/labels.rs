@@ -87,13 +87,13 @@ impl End {
             return Self { principal, ..Self::all(&unknown()) };
         };
         Self {
-            workload: Arc::clone(&workload.workload_name),
-            namespace: Arc::clone(&workload.namespace),
+            workload: escaped(&workload.workload_name),
+            namespace: escaped(&workload.namespace),
             principal,
             app: pod_label(workload, "app", &workload.canonical_service),
             version: pod_label(workload, "version", &workload.canonical_revision),
-            canonical_service: Arc::clone(&workload.canonical_service),
-            canonical_revision: Arc::clone(&workload.canonical_revision),
+            canonical_service: escaped(&workload.canonical_service),
+            canonical_revision: escaped(&workload.canonical_revision),
             cluster: CLUSTER.into(),
         }
     }
@@ -117,13 +117,22 @@ impl End {
 }
 
 fn pod_label(workload: &Workload, key: &str, otherwise: &Arc<str>) -> Arc<str> {
-    workload.labels.get(key).map_or_else(|| Arc::clone(otherwise), |value| value.as_str().into())
+    workload.labels.get(key).map_or_else(|| escaped(otherwise), |value| escaped(&value.as_str().into()))
+}
+
+/// The encoder writes values as they are; a quote in a pod's label would end the value and forge series
+/// (OpenMetrics 1.0, escaped-char).
+fn escaped(text: &Arc<str>) -> Arc<str> {
+    if !text.contains(['\\', '"', '\n']) {
+        return Arc::clone(text);
+    }
+    text.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n").into()
 }
 
 impl FlowLabels {
     pub fn of(reporter: Reporter, meta: &ConnMeta) -> Self {
         let (service, service_name, service_namespace) = match &meta.service {
-            Some(s) => (Arc::clone(&s.hostname), Arc::clone(&s.name), Arc::clone(&s.namespace)),
+            Some(s) => (escaped(&s.hostname), escaped(&s.name), escaped(&s.namespace)),
             None if meta.path == Path::Passthrough => (PASSTHROUGH.into(), PASSTHROUGH.into(), unknown()),
             None => (unknown(), unknown(), unknown()),
         };
