@@ -5,26 +5,30 @@
 mod drain;
 mod judge;
 mod pods;
+mod servers;
 mod succession;
 mod view;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use self::pods::Pods;
+use self::servers::Servers;
 use self::succession::Succession;
+use self::view::NodeView;
+use crate::admin::State;
 use crate::capture::{Capture, CaptureConfig, Event};
+use crate::compile::MeshSettings;
 use crate::config::Settings;
 use crate::identity::{Ca, CertManager, CertSettings, DirCa, SystemClock};
-use crate::observe::{AccessLog, ConnectionTable, Limit, Metrics};
+use crate::observe::{AccessLog, ConnectionTable, Limit, Metrics, logging};
 use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_NODE};
 use crate::proxy::worker::{Shared, WorkerHandle};
-use crate::source::dir::DirSource;
-use crate::world::WorldStore;
+use crate::source::dir::{DirSettings, DirSource};
+use crate::world::{World, WorldStore};
 
 /// How often the kernel is told that the agent lives, and what could not be done is tried again.
 const TICK: Duration = Duration::from_millis(500);
@@ -35,6 +39,7 @@ const OPEN_FILES: u64 = 2 * MAX_CONNECTIONS_PER_NODE as u64 + 4096;
 
 /// Runs the agent until SIGTERM or SIGINT, or until a successor took over.
 pub fn run(settings: Settings) -> anyhow::Result<()> {
+    let _log = logging::init(settings.log_format, &settings.log_level)?;
     raise_open_files();
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
@@ -42,6 +47,12 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         let end = agent.live().await?;
         agent.end(end).await
     })
+}
+
+/// Runs the holder process.
+pub fn hold(args: crate::cli::HoldArgs) -> anyhow::Result<()> {
+    let _log = logging::init(logging::LogFormat::Text, "info")?;
+    Ok(crate::capture::handover::holder::run(&args.socket)?)
 }
 
 /// Why the control loop ended.
@@ -58,13 +69,12 @@ struct Agent {
     settings: Settings,
     shared: Arc<Shared>,
     capture: Capture,
-    source: DirSource,
     pods: Pods,
     workers: Vec<WorkerHandle>,
     succession: Succession,
-    servers: view::Servers,
-    /// The view that the admin API reads; brought up to date by the control loop.
-    node_view: Arc<view::NodeView>,
+    servers: Servers,
+    /// What the admin API reads; brought up to date by the control loop.
+    view: Arc<NodeView>,
     stop_certs: watch::Sender<bool>,
     certs_task: tokio::task::JoinHandle<()>,
     interrupt: Signal,
@@ -76,28 +86,34 @@ impl Agent {
         let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         // The predecessor first: whatever fails below, it has not been told to stop yet.
         let mut succession = Succession::begin(&settings).await?;
-        let store = Arc::new(WorldStore::new(settings.mesh()));
-        let source = DirSource::start(&settings.manifests, Arc::clone(&store))
-            .with_context(|| format!("--manifests {}", settings.manifests.display()))?;
+        let mesh = MeshSettings {
+            trust_domain: settings.trust_domain.as_str().into(),
+            cluster_domain: settings.cluster_domain.as_str().into(),
+            root_namespace: settings.root_namespace.as_str().into(),
+        };
+        let store = Arc::new(WorldStore::new(World::new(mesh)));
+        let source = DirSource::start(&settings.manifests, DirSettings::default(), Arc::clone(&store))?;
         let capture = Capture::load(&CaptureConfig {
             bpf_dir: settings.bpf_dir.clone(),
             workers: settings.workers,
+            cgroup_root: None,
+            shared_with_predecessor: succession.has_predecessor(),
         })?;
-        let ca = DirCa::open(&settings.ca_dir)?;
-        let cert_settings = CertSettings { lifetime: settings.cert_lifetime, ..CertSettings::default() };
-        let certs = CertManager::new(Ca::Dir(ca), Arc::new(SystemClock), cert_settings);
+        let certs = CertManager::new(
+            Ca::Dir(DirCa::open(&settings.ca_dir)?),
+            Arc::new(SystemClock),
+            CertSettings { lifetime: settings.cert_lifetime, ..CertSettings::default() },
+        );
         let (stop_certs, mut stopped) = watch::channel(false);
         let certs_task = tokio::spawn(Arc::clone(&certs).run(async move {
-            drop(stopped.wait_for(|stop| *stop).await);
+            // A sender that is gone means the same.
+            let _stopped = stopped.wait_for(|stop| *stop).await;
         }));
-        let metrics = Metrics::new();
-        let connections =
-            ConnectionTable::new(Arc::clone(&metrics), AccessLog::new(settings.access_log));
         let shared = Arc::new(Shared {
             node: settings.node.as_str().into(),
             store,
             certs,
-            connections,
+            connections: ConnectionTable::new(Metrics::new(), AccessLog::new(settings.access_log)),
             capture: capture.handle(),
             node_budget: Budget::new(MAX_CONNECTIONS_PER_NODE),
             pods: arc_swap::ArcSwap::default(),
@@ -106,17 +122,16 @@ impl Agent {
         let workers = (0..settings.workers)
             .map(|index| WorkerHandle::start(index, Arc::clone(&shared)))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let node_view = view::NodeView::new(&settings, Arc::clone(&shared), source.status());
+        let view = NodeView::new(&settings, Arc::clone(&shared), source);
         let mut agent = Self {
             pods: Pods::new(succession.adopted()),
-            servers: view::Servers::default(),
+            servers: Servers::default(),
             settings,
             shared,
             capture,
-            source,
             workers,
             succession,
-            node_view,
+            view,
             stop_certs,
             certs_task,
             interrupt,
@@ -128,12 +143,11 @@ impl Agent {
 
     /// Serves this node's pods, tells the predecessor, opens the doors for questions.
     async fn take_office(&mut self) -> anyhow::Result<()> {
-        self.shared.capture.heartbeat()?;
         self.reconcile().await?;
-        self.succession.ready(&mut self.pods).await?;
-        self.servers.start(&self.settings, Arc::clone(&self.node_view)).await?;
-        self.succession.serve_successors(&self.settings)?;
-        self.node_view.set_ready(true);
+        let planned = self.succession.ready(&mut self.pods).await?;
+        self.servers.start(&self.settings, &self.view, planned).await?;
+        self.succession.serve_successors(&self.settings).await?;
+        self.view.set_state(State::Ready);
         tracing::info!(
             node = %self.shared.node,
             version = env!("CARGO_PKG_VERSION"),
@@ -150,44 +164,45 @@ impl Agent {
         self.shared.store.on_publish(Box::new(move |version| {
             published.send_replace(version);
         }));
+        // What was published between the first reconciliation and now is caught up with.
+        changed.mark_changed();
         let mut events = self.capture.events()?;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut recheck: Option<Instant> = None;
         loop {
-            let recheck_at = recheck.map(tokio::time::Instant::from_std);
             tokio::select! {
                 _ = self.terminate.recv() => return Ok(End::Signal),
                 _ = self.interrupt.recv() => return Ok(End::Signal),
-                handed = self.succession.succeeded(&self.pods) => {
-                    if handed? {
-                        return Ok(End::Succeeded);
-                    }
-                }
+                () = self.succession.succeeded() => return Ok(End::Succeeded),
                 _ = changed.changed() => {
                     self.reconcile().await?;
                     self.judge_again()?;
                     recheck = Some(Instant::now() + RECHECK);
                 }
-                Some(event) = events.recv() => {
-                    if self.kernel_event(event) {
+                event = events.next() => {
+                    if self.kernel_event(event?) {
                         self.publish_verdicts()?;
                     }
                 }
-                () = tokio::time::sleep_until(recheck_at.unwrap_or_else(tokio::time::Instant::now)),
-                    if recheck_at.is_some() =>
-                {
+                () = at(recheck) => {
                     recheck = None;
                     self.judge_flows()?;
                 }
-                _ = tick.tick() => {
-                    self.shared.capture.heartbeat()?;
-                    if !self.pods.pending.is_empty() {
-                        self.reconcile().await?;
-                    }
-                }
+                _ = tick.tick() => self.tick().await?,
             }
         }
+    }
+
+    /// What must be done again and again.
+    async fn tick(&mut self) -> anyhow::Result<()> {
+        self.shared.capture.heartbeat()?;
+        if !self.pods.pending.is_empty() {
+            self.reconcile().await?;
+        }
+        self.pods.release_drained(&mut self.capture, &self.shared.connections);
+        self.succession.mend_holder(&self.pods).await;
+        Ok(())
     }
 
     /// Brings pods, verdicts and the holder in line with the current snapshot.
@@ -195,7 +210,7 @@ impl Agent {
         let world = self.shared.store.load();
         let changes = self.pods.reconcile(&world, &mut self.capture, &self.shared, &self.workers).await?;
         self.succession.keep(&self.pods, &changes).await;
-        self.node_view.update(&self.pods);
+        self.view.update(&self.pods);
         self.publish_verdicts()
     }
 
@@ -210,15 +225,16 @@ impl Agent {
                 Some(judge::LocalView {
                     cookie: attached.pod.cookie,
                     workload: world.workload(id)?,
-                    ports: self.shared.capture.listening(attached.pod.cookie),
+                    ports: self.shared.capture.listening(attached.pod.cookie).unwrap_or_default(),
                 })
             })
             .collect();
         let (verdicts, left_out) = judge::verdicts(&world, &self.shared.node, &pods);
+        let change = self.shared.capture.set_verdicts(&verdicts)?;
+        let left_out = left_out + change.over_limit;
         if left_out > 0 {
             self.shared.connections.metrics().limit_hits(Limit::Verdicts, left_out as u64);
         }
-        self.shared.capture.set_verdicts(&verdicts)?;
         Ok(())
     }
 
@@ -235,17 +251,17 @@ impl Agent {
     fn judge_flows(&self) -> anyhow::Result<()> {
         let world = self.shared.store.load();
         for flow in self.shared.capture.flows()? {
-            let owner = self.pods.attached.iter().find(|(_, attached)| attached.pod.cookie == flow.cookie);
+            let owner = self.pods.attached.iter().find(|(_, attached)| attached.pod.cookie == flow.opener);
             let Some((id, attached)) = owner else { continue };
             let source = world.workload(id).map(Arc::as_ref);
             if judge::flow_allowed(&world, source, &flow) {
                 continue;
             }
             tracing::info!(source = %id, from = %flow.local, to = %flow.remote, "bypassed flow cut: policy changed");
+            self.view.flow_cut(&flow);
             if let Err(error) = self.shared.capture.destroy(&attached.pod.netns, &flow) {
                 tracing::warn!(from = %flow.local, to = %flow.remote, %error, "a bypassed flow could not be cut");
             }
-            self.node_view.flow_cut(&flow);
         }
         Ok(())
     }
@@ -255,7 +271,7 @@ impl Agent {
         match event {
             Event::Listening { .. } => true,
             Event::FlowClosed(closed) => {
-                self.node_view.flow_closed(&self.pods, &closed);
+                self.view.flow_closed(&closed);
                 false
             }
         }
@@ -263,13 +279,15 @@ impl Agent {
 
     /// Ends everything in the order that loses nothing.
     async fn end(mut self, end: End) -> anyhow::Result<()> {
-        self.node_view.set_ready(false);
+        self.view.set_state(State::Draining);
         tracing::info!(?end, connections = self.shared.connections.len(), "draining");
         if end == End::Signal {
             // New connections must not come to an agent that leaves.
-            self.pods.withdraw_all(&mut self.capture, &self.workers).await?;
-            self.succession.forget(&self.pods).await;
+            self.succession.stop();
+            let withdrawn = self.pods.withdraw_all(&mut self.capture, &self.workers).await?;
+            self.succession.forget(&withdrawn).await;
         } else {
+            // The successor opens the same doors.
             self.servers.stop();
         }
         drain::drain(&self.shared.connections, &self.workers, self.settings.drain_deadline).await?;
@@ -278,15 +296,20 @@ impl Agent {
             worker.stop();
         }
         self.stop_certs.send_replace(true);
-        drop(self.certs_task.await);
-        self.source.stop().await;
+        self.certs_task.await?;
         if end == End::Signal {
             self.capture.shutdown()?;
-        } else {
-            self.capture.leave();
         }
         tracing::info!("ended");
         Ok(())
+    }
+}
+
+/// Completes at a point in time; never, if there is none.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -59,6 +59,8 @@ pub struct Settings {
     pub cluster_domain: String,
     pub root_namespace: String,
     pub bpf_dir: PathBuf,
+    /// Where a holder process answers; none = a killed agent's backlog is lost.
+    pub holder_socket: Option<PathBuf>,
     pub workers: usize,
     pub log_format: LogFormat,
     pub log_level: String,
@@ -105,6 +107,9 @@ pub struct RunArgs {
     /// Folder of the pinned kernel programs and maps [default: /sys/fs/bpf/nodemesh]
     #[arg(long, env = "NODEMESH_BPF_DIR", value_name = "DIR")]
     pub bpf_dir: Option<PathBuf>,
+    /// Unix socket of a holder process (`mesh-agent hold`) that keeps the listeners if the agent is killed
+    #[arg(long, env = "NODEMESH_HOLDER_SOCKET", value_name = "PATH")]
+    pub holder_socket: Option<PathBuf>,
     /// Data-plane workers [default: one per core, at most 16]
     #[arg(long, env = "NODEMESH_WORKERS", value_name = "N")]
     pub workers: Option<usize>,
@@ -236,6 +241,7 @@ impl RunArgs {
             cluster_domain: self.cluster_domain.or(lower.cluster_domain),
             root_namespace: self.root_namespace.or(lower.root_namespace),
             bpf_dir: self.bpf_dir.or(lower.bpf_dir),
+            holder_socket: self.holder_socket.or(lower.holder_socket),
             workers: self.workers.or(lower.workers),
             log_format: self.log_format.or(lower.log_format),
             log_level: self.log_level.or(lower.log_level),
@@ -259,6 +265,7 @@ impl RunArgs {
             cluster_domain: text(self.cluster_domain, DEFAULT_CLUSTER_DOMAIN),
             root_namespace: text(self.root_namespace, DEFAULT_ROOT_NAMESPACE),
             bpf_dir: path(self.bpf_dir, DEFAULT_BPF_DIR),
+            holder_socket: self.holder_socket,
             workers: self.workers.unwrap_or_else(default_workers),
             log_format: self.log_format.unwrap_or_default(),
             log_level: text(self.log_level, DEFAULT_LOG_LEVEL),

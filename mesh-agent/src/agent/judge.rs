@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use crate::capture::{LiveFlow, VerdictKey};
+use crate::capture::{KernelAction, LiveFlow};
 use crate::decide::bypass::{KernelVerdict, kernel_verdict};
 use crate::decide::inbound::{ConnFacts, judge};
 use crate::model::{Reason, Workload};
@@ -68,7 +68,7 @@ pub(super) fn verdicts(
     world: &World,
     node: &str,
     pods: &[LocalView<'_>],
-) -> (HashMap<VerdictKey, KernelVerdict>, usize) {
+) -> (HashMap<(u64, SocketAddr), KernelAction>, usize) {
     let mut table = HashMap::new();
     let mut left_out = 0;
     for source in pods {
@@ -76,15 +76,16 @@ pub(super) fn verdicts(
             for address in &target.workload.addresses {
                 for port in &target.ports {
                     let to = SocketAddr::new(*address, *port);
-                    let verdict = kernel_verdict(world, node, source.workload, to);
-                    if matches!(verdict, KernelVerdict::Capture) {
-                        continue;
-                    }
+                    let action = match kernel_verdict(world, node, source.workload, to) {
+                        KernelVerdict::Bypass => KernelAction::Bypass,
+                        KernelVerdict::Refuse(_) => KernelAction::Refuse,
+                        KernelVerdict::Capture => continue,
+                    };
                     if table.len() == VERDICTS_MAX {
                         left_out += 1;
                         continue;
                     }
-                    table.insert(VerdictKey { cookie: source.cookie, destination: to }, verdict);
+                    table.insert((source.cookie, to), action);
                 }
             }
         }

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::succession::Adopted;
 use crate::capture::handover::ListenerSet;
-use crate::capture::{Capture, PodAttachment};
+use crate::capture::{Capture, CaptureError, Enrolled, PodAttachment, WorkerListeners};
 use crate::model::{Identity, MtlsMode, Workload, WorkloadId};
+use crate::net::netns::NetNs;
+use crate::observe::ConnectionTable;
 use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_WORKLOAD};
 use crate::proxy::worker::{Command, LocalPod, Shared, WorkerHandle};
 use crate::world::World;
@@ -30,7 +32,7 @@ pub(super) struct Attached {
     pub(super) pod: Arc<LocalPod>,
     attachment: PodAttachment,
     /// The listeners once more, for the holder and for a successor.
-    set: ListenerSet,
+    set: Arc<ListenerSet>,
 }
 
 /// What one reconciliation changed.
@@ -45,6 +47,8 @@ pub(super) struct Changes {
 pub(super) struct Pods {
     pub(super) attached: BTreeMap<WorkloadId, Attached>,
     pub(super) pending: BTreeMap<WorkloadId, Pending>,
+    /// Withdrawn pods that still have relayed connections.
+    leaving: HashSet<WorkloadId>,
     /// Listeners that a former agent left and nobody has claimed yet.
     adopted: Adopted,
 }
@@ -52,17 +56,17 @@ pub(super) struct Pods {
 impl Pods {
     /// No pods yet; `adopted` listeners are used for the pods that they belong to.
     pub(super) fn new(adopted: Adopted) -> Self {
-        Self { attached: BTreeMap::new(), pending: BTreeMap::new(), adopted }
+        Self { attached: BTreeMap::new(), pending: BTreeMap::new(), leaving: HashSet::new(), adopted }
     }
 
     /// Every attached pod's listeners.
-    pub(super) fn sets(&self) -> Vec<&ListenerSet> {
-        self.attached.values().map(|attached| &attached.set).collect()
+    pub(super) fn sets(&self) -> Vec<Arc<ListenerSet>> {
+        self.attached.values().map(|attached| Arc::clone(&attached.set)).collect()
     }
 
     /// One pod's listeners.
     pub(super) fn set_of(&self, id: &WorkloadId) -> Option<&ListenerSet> {
-        self.attached.get(id).map(|attached| &attached.set)
+        self.attached.get(id).map(|attached| &*attached.set)
     }
 
     /// Lets go of the adopted listeners that no pod has claimed; returns whose they were.
@@ -134,8 +138,9 @@ impl Pods {
         for worker in workers {
             worker.send(Command::Remove(id.clone())).await?;
         }
+        self.leaving.insert(id.clone());
         tracing::info!(pod = %id, "withdrawn from the mesh");
-        Ok(Some((attached.set.pod, attached.set.cookie)))
+        Ok(Some((attached.set.pod.clone(), attached.set.cookie)))
     }
 
     async fn attach(
@@ -155,7 +160,7 @@ impl Pods {
         if self.pending.get(id).is_some_and(|pending| Instant::now() < pending.next_try) {
             return Ok(false);
         }
-        let enrolled = match capture.enrol(&attachment) {
+        let enrolled = match self.enrol(id, &attachment, capture) {
             Ok(enrolled) => enrolled,
             Err(error) => {
                 self.postpone(id.clone(), error.to_string());
@@ -163,6 +168,8 @@ impl Pods {
             }
         };
         self.pending.remove(id);
+        self.leaving.remove(id);
+        let set = Arc::new(listener_set(id, &enrolled)?);
         let pod = Arc::new(LocalPod {
             id: id.clone(),
             netns: enrolled.netns,
@@ -178,12 +185,47 @@ impl Pods {
         Ok(true)
     }
 
+    /// With the listeners that a former agent left for this very namespace, or with new ones.
+    fn enrol(
+        &mut self,
+        id: &WorkloadId,
+        attachment: &PodAttachment,
+        capture: &mut Capture,
+    ) -> Result<Enrolled, CaptureError> {
+        let left = NetNs::open(&attachment.netns).ok().map(|netns| (id.to_string(), netns.cookie()));
+        let adopted = left.and_then(|key| self.adopted.remove(&key)).and_then(worker_listeners);
+        capture.enrol_with(attachment, adopted)
+    }
+
     fn postpone(&mut self, id: WorkloadId, error: String) {
         let pause = self.pending.get(&id).map_or(RETRY_FIRST, |last| (last.pause * 2).min(RETRY_MAX));
         if self.pending.get(&id).is_none_or(|last| last.error != error) {
             tracing::warn!(pod = %id, error, "the pod cannot be enrolled yet; trying again");
         }
         self.pending.insert(id, Pending { error, next_try: Instant::now() + pause, pause });
+    }
+
+    /// Takes away the return route of withdrawn pods whose last relayed connection has ended.
+    pub(super) fn release_drained(&mut self, capture: &mut Capture, connections: &ConnectionTable) {
+        if self.leaving.is_empty() {
+            return;
+        }
+        let busy: HashSet<WorkloadId> = connections
+            .list()
+            .into_iter()
+            .flat_map(|conn| [conn.meta.source.workload, conn.meta.destination.workload])
+            .flatten()
+            .map(|workload| workload.id.clone())
+            .collect();
+        self.leaving.retain(|id| {
+            if busy.contains(id) {
+                return true;
+            }
+            if let Err(error) = capture.release(id) {
+                tracing::warn!(pod = %id, %error, "what the mesh had set up in the pod could not be undone");
+            }
+            false
+        });
     }
 
     /// Shows the workers who is here, and the certificate manager whose certificates are needed.
@@ -218,4 +260,32 @@ fn attachment(world: &World, workload: &Workload) -> Option<PodAttachment> {
 /// Whether the pod must be attached anew: another namespace or other addresses.
 fn moved(wanted: &PodAttachment, attached: &PodAttachment) -> bool {
     wanted.netns != attached.netns || wanted.addresses != attached.addresses
+}
+
+/// The same listeners once more, under descriptors of their own.
+fn listener_set(id: &WorkloadId, enrolled: &Enrolled) -> std::io::Result<ListenerSet> {
+    let mut set = ListenerSet::empty(id.to_string(), enrolled.cookie);
+    for worker in &enrolled.listeners {
+        set.outbound.push(worker.outbound.try_clone()?.into());
+        set.inbound.push(worker.inbound.try_clone()?.into());
+        set.hbone.push(worker.hbone.try_clone()?.into());
+    }
+    Ok(set)
+}
+
+/// A handed-over set as the workers serve it; none if it is not complete.
+fn worker_listeners(set: ListenerSet) -> Option<Vec<WorkerListeners>> {
+    let ListenerSet { outbound, inbound, hbone, .. } = set;
+    if outbound.is_empty() || outbound.len() != inbound.len() || outbound.len() != hbone.len() {
+        return None;
+    }
+    let sets = outbound.into_iter().zip(inbound).zip(hbone);
+    Some(
+        sets.map(|((outbound, inbound), hbone)| WorkerListeners {
+            outbound: outbound.into(),
+            inbound: inbound.into(),
+            hbone: hbone.into(),
+        })
+        .collect(),
+    )
 }

@@ -4,7 +4,12 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::pods::{Changes, Pods};
 use crate::capture::handover::{
@@ -14,6 +19,8 @@ use crate::config::Settings;
 
 /// How long the successor's doors wait for the predecessor's to close.
 const BIND_PATIENCE: Duration = Duration::from_secs(5);
+/// Pause after the handover socket failed.
+const SERVE_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between two tries to open them.
 const BIND_PAUSE: Duration = Duration::from_millis(20);
 
@@ -25,7 +32,10 @@ pub(super) struct Succession {
     predecessor: Option<Predecessor>,
     holder: Option<HolderClient>,
     holder_path: Option<PathBuf>,
-    server: Option<HandoverServer>,
+    server: Option<JoinHandle<()>>,
+    succeeded: Option<oneshot::Receiver<()>>,
+    /// What a successor would be given now.
+    sets: Arc<Mutex<Vec<Arc<ListenerSet>>>>,
     adopted: Adopted,
 }
 
@@ -44,6 +54,8 @@ impl Succession {
             holder: None,
             holder_path: settings.holder_socket.clone(),
             server: None,
+            succeeded: None,
+            sets: Arc::default(),
             adopted: Adopted::new(),
         };
         match Predecessor::connect(&handover_path(settings)).await {
@@ -76,46 +88,57 @@ impl Succession {
         std::mem::take(&mut self.adopted)
     }
 
-    /// Tells the predecessor that its pods are served; it stops accepting.
-    pub(super) async fn ready(&mut self, pods: &mut Pods) -> Result<(), HandoverError> {
-        if let Some(predecessor) = self.predecessor.take() {
-            // Sets of pods that were enrolled in between stay the predecessor's to drain: the pod is
-            // attached here with listeners of its own.
-            drop(predecessor.ready().await?);
+    pub(super) fn has_predecessor(&self) -> bool {
+        self.predecessor.is_some()
+    }
+
+    /// Tells the predecessor that its pods are served; it stops accepting. Returns whether there was one.
+    pub(super) async fn ready(&mut self, pods: &mut Pods) -> Result<bool, HandoverError> {
+        let predecessor = self.predecessor.take();
+        let planned = predecessor.is_some();
+        if let Some(predecessor) = predecessor {
+            // Pods that it enrolled in between were attached here as well, with listeners of this agent's.
+            let since = predecessor.ready().await?;
+            tracing::debug!(pods = since.len(), "the predecessor enrolled more in the meantime");
         }
-        // What nobody claimed belongs to pods that are gone.
-        for (pod, cookie) in pods.drop_unclaimed() {
-            if let Some(holder) = &mut self.holder {
-                drop(holder.drop_pod(&pod, cookie).await);
-            }
-        }
-        Ok(())
+        // What nobody claimed belongs to pods that are gone; held sockets would keep their namespaces.
+        let unclaimed = pods.drop_unclaimed();
+        self.forget(&unclaimed).await;
+        Ok(planned)
     }
 
     /// Opens the door for a successor, as soon as the predecessor has closed its own.
     pub(super) async fn serve_successors(&mut self, settings: &Settings) -> Result<(), HandoverError> {
         let path = handover_path(settings);
-        self.server = Some(patiently(|| HandoverServer::bind(&path)).await?);
+        let server = patiently(|| HandoverServer::bind(&path)).await?;
+        let (tell, succeeded) = oneshot::channel();
+        let sets = Arc::clone(&self.sets);
+        self.server = Some(tokio::spawn(serve(server, sets, tell)));
+        self.succeeded = Some(succeeded);
         Ok(())
     }
 
-    /// Waits for a successor; true when it serves.
-    pub(super) async fn succeeded(&mut self, pods: &Pods) -> Result<bool, HandoverError> {
-        let Some(server) = &mut self.server else { return std::future::pending().await };
-        match server.serve(|| pods.sets()).await? {
-            Event::SuccessorReady { handed } => {
-                tracing::info!(pods = handed.len(), "a successor serves the listeners now");
-                Ok(true)
-            }
-            Event::SuccessorFailed { error } => {
-                tracing::warn!(%error, "a successor came and failed; this agent goes on");
-                Ok(false)
-            }
+    /// Completes when a successor serves the listeners. Cancel safe.
+    pub(super) async fn succeeded(&mut self) {
+        let told = match &mut self.succeeded {
+            Some(succeeded) => succeeded.await.is_ok(),
+            None => false,
+        };
+        if !told {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Closes the door.
+    pub(super) fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.abort();
         }
     }
 
     /// Shows the holder what was attached and what is gone. A holder that fails costs only the safety net.
     pub(super) async fn keep(&mut self, pods: &Pods, changes: &Changes) {
+        *self.sets.lock() = pods.sets();
         if self.holder.is_none() {
             return;
         }
@@ -162,6 +185,31 @@ impl Succession {
         match HolderClient::connect(path).await {
             Ok(holder) => self.holder = Some(holder),
             Err(error) => tracing::debug!(%error, "no holder"),
+        }
+    }
+}
+
+/// Serves one successor after the other until one is ready.
+async fn serve(
+    mut server: HandoverServer,
+    sets: Arc<Mutex<Vec<Arc<ListenerSet>>>>,
+    tell: oneshot::Sender<()>,
+) {
+    loop {
+        match server.serve(|| sets.lock().clone()).await {
+            Ok(Event::SuccessorReady { handed }) => {
+                tracing::info!(pods = handed.len(), "a successor serves the listeners now");
+                // Nobody waits for it any more: the agent is ending anyway.
+                let _late = tell.send(());
+                return;
+            }
+            Ok(Event::SuccessorFailed { error }) => {
+                tracing::warn!(%error, "a successor came and failed; this agent goes on");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the handover socket failed; trying again");
+                tokio::time::sleep(SERVE_PAUSE).await;
+            }
         }
     }
 }

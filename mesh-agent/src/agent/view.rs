@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -17,10 +17,10 @@ use crate::admin::{
     AdminSource, CaptureView, CertCounts, CertView, Check, ConnView, ExplainError, ExplainQuery, Explanation,
     LimitView, PolicyView, ServiceView, SourceView, State, Status, WorkloadCounts, WorkloadView,
 };
-use crate::capture::{FlowClosed, LiveFlow};
+use crate::capture::{ClosedFlow, LiveFlow};
 use crate::config::Settings;
 use crate::model::{Reason, WorkloadId};
-use crate::observe::{BypassedFlow, ConnMeta, DecisionId, Direction, Limit, Party, Path, Probe};
+use crate::observe::{BypassedFlow, ConnMeta, DecisionId, Direction, Limit, Metrics, Party, Path, Probe};
 use crate::proxy::worker::Shared;
 use crate::source::dir::DirHandle;
 
@@ -38,7 +38,7 @@ pub(super) struct PodState {
 pub(super) struct NodeView {
     settings: Settings,
     shared: Arc<Shared>,
-    source: Arc<DirHandle>,
+    source: DirHandle,
     started: SystemTime,
     state: AtomicU8,
     pods: RwLock<BTreeMap<WorkloadId, PodState>>,
@@ -47,7 +47,7 @@ pub(super) struct NodeView {
 }
 
 impl NodeView {
-    pub(super) fn new(settings: &Settings, shared: Arc<Shared>, source: Arc<DirHandle>) -> Arc<Self> {
+    pub(super) fn new(settings: &Settings, shared: Arc<Shared>, source: DirHandle) -> Arc<Self> {
         let view = Arc::new(Self {
             settings: settings.clone(),
             shared,
@@ -63,6 +63,10 @@ impl NodeView {
             .metrics()
             .set_probe(move || weak.upgrade().map(|view| view.probe()).unwrap_or_default());
         view
+    }
+
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        self.shared.connections.metrics()
     }
 
     pub(super) fn set_state(&self, state: State) {
@@ -97,8 +101,8 @@ impl NodeView {
     }
 
     /// Counts and logs a bypassed flow at its end.
-    pub(super) fn flow_closed(&self, closed: &FlowClosed) {
-        let meta = self.bypass_meta(closed.cookie, closed.local, closed.remote);
+    pub(super) fn flow_closed(&self, closed: &ClosedFlow) {
+        let meta = self.bypass_meta(closed.opener, closed.local, closed.remote);
         let mut cut = self.cut.lock();
         let found = cut.iter().position(|flow| *flow == (closed.local, closed.remote));
         let reason = found.map(|index| {
@@ -108,10 +112,10 @@ impl NodeView {
         drop(cut);
         self.shared.connections.record_bypassed(&BypassedFlow {
             meta,
-            sent: closed.bytes_sent,
-            received: closed.bytes_received,
+            sent: closed.sent,
+            received: closed.received,
             duration: closed.duration,
-            rtt_us: closed.srtt_us.into(),
+            rtt_us: u64::try_from(closed.round_trip.as_micros()).unwrap_or(u64::MAX),
             retransmits: closed.retransmits.into(),
             reason,
         });
@@ -149,11 +153,16 @@ impl NodeView {
             workloads: world.workloads().count() as u64,
             services: world.services().count() as u64,
             enrolled: self.pods.read().values().filter(|pod| pod.cookie.is_some()).count() as u64,
-            kernel: self.shared.capture.counters(),
+            kernel: self.shared.capture.counters().unwrap_or_default(),
             certificates: (self.shared.certs.list().into_iter())
                 .filter_map(|cert| Some((cert.identity, seconds(cert.not_after?))))
                 .collect(),
         }
+    }
+
+    /// What is wrong with the kernel side, if its tables cannot be read.
+    fn kernel_problem(&self) -> Option<String> {
+        self.shared.capture.counters().err().map(|error| error.to_string())
     }
 
     fn limits(&self) -> Vec<LimitView> {
@@ -183,7 +192,7 @@ impl NodeView {
         SourceView {
             from: format!("directory {}", self.settings.manifests.display()),
             world_version: world.version,
-            loaded: status.loaded.into(),
+            loaded: status.last_load.into(),
             stale_since: status.stale_since.map(Into::into),
             diagnostics: world.diagnostics().iter().map(rows::diagnostic).collect(),
         }
@@ -212,7 +221,7 @@ impl AdminSource for NodeView {
                 attached: true,
                 bpf_dir: self.settings.bpf_dir.display().to_string(),
                 abi: format!("v{}", mesh_common::ABI_VERSION),
-                problem: self.shared.capture.problem(),
+                problem: self.kernel_problem(),
             },
             source: self.source_view(),
             workloads: WorkloadCounts {
@@ -257,7 +266,7 @@ impl AdminSource for NodeView {
         let relayed = self.shared.connections.list().into_iter().map(|conn| rows::connection(&conn));
         let flows = self.shared.capture.flows().unwrap_or_default();
         let bypassed = flows.into_iter().map(|flow| {
-            let meta = self.bypass_meta(flow.cookie, flow.local, flow.remote);
+            let meta = self.bypass_meta(flow.opener, flow.local, flow.remote);
             rows::bypassed(&meta, &flow)
         });
         relayed.chain(bypassed).collect()
@@ -274,12 +283,7 @@ impl AdminSource for NodeView {
             State::Draining => missing.push("the agent is draining".to_owned()),
             State::Ready => {}
         }
-        missing.extend(self.shared.capture.problem());
+        missing.extend(self.kernel_problem());
         missing
     }
-}
-
-/// Since when something lasts, for tables.
-pub(super) fn age(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64()
 }

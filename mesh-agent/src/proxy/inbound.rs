@@ -34,7 +34,7 @@ pub async fn serve_plaintext(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: Tcp
     let (client, destination) = (sock::canonical(client), sock::canonical(destination));
     let Ok(_permit) = Permit::take(&worker.shared.node_budget, &pod.budget) else {
         worker.limit_reached();
-        return sock::reset(stream);
+        return upstream::reset(stream);
     };
     let decision_id = DecisionId::new();
     let arrival = Arrival { peer: None, client, destination, path: Path::Plain, decision_id };
@@ -44,7 +44,7 @@ pub async fn serve_plaintext(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: Tcp
             let end = cut_or(&conn, relay::tcp(stream, server, &io)).await;
             conn.finish(end);
         }
-        Err(_) => sock::reset(stream),
+        Err(_) => upstream::reset(stream),
     }
 }
 
@@ -53,12 +53,12 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStr
     let (Ok(client), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
     let (client, local) = (sock::canonical(client), sock::canonical(local));
     let world = worker.shared.store.load();
-    let Some(workload) = world.workload(&pod.id) else { return sock::reset(stream) };
+    let Some(workload) = world.workload(&pod.id) else { return upstream::reset(stream) };
     let cert = match upstream::certificate(&worker, &workload.identity).await {
         Ok(cert) => cert,
         Err(failure) => {
             tracing::warn!(pod = %pod.id, reason = %failure.reason, "{}", failure.message);
-            return sock::reset(stream);
+            return upstream::reset(stream);
         }
     };
     let mut draining = worker.draining.clone();

@@ -65,7 +65,7 @@ struct Way<'a> {
 pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
     let Ok(_permit) = Permit::take(&worker.shared.node_budget, &pod.budget) else {
         worker.limit_reached();
-        return sock::reset(stream);
+        return upstream::reset(stream);
     };
     let world = worker.shared.store.load();
     let Some(accepted) = identify(&worker, &world, &pod, stream) else { return };
@@ -75,18 +75,18 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
             let leg = Leg { endpoint: accepted.original, transport: Transport::Plain, service: None };
             return match connect(&worker, &pod, &accepted, &leg).await {
                 Ok((conn, upstream)) => relay_to_end(accepted.stream, conn, upstream).await,
-                Err(_) => sock::reset(accepted.stream),
+                Err(_) => upstream::reset(accepted.stream),
             };
         }
         OutboundPlan::Refuse(reason) => {
             let meta = meta(&accepted, None, None, Path::Passthrough);
             worker.shared.connections.open(meta).finish(Some(reason));
-            return sock::reset(accepted.stream);
+            return upstream::reset(accepted.stream);
         }
     };
     match try_endpoints(&worker, &pod, &accepted, &plan, &world).await {
         Some((conn, upstream, _load)) => relay_to_end(accepted.stream, conn, upstream).await,
-        None => sock::reset(accepted.stream),
+        None => upstream::reset(accepted.stream),
     }
 }
 
@@ -95,14 +95,14 @@ fn identify(worker: &Worker, world: &World, pod: &LocalPod, stream: TcpStream) -
     let (Ok(client), Ok(original)) = (stream.peer_addr(), stream.local_addr()) else { return None };
     let (client, original) = (sock::canonical(client), sock::canonical(original));
     let Some(source) = world.workload(&pod.id).map(Arc::clone) else {
-        sock::reset(stream);
+        upstream::reset(stream);
         return None;
     };
     // The listener's own port, reached on an address of the pod, was not captured but called: relaying it
     // would have the agent call itself for ever.
     let own = original.ip().is_loopback() || source.addresses.contains(&original.ip());
     if own && original.port() == mesh_common::PORT_OUTBOUND {
-        sock::reset(stream);
+        upstream::reset(stream);
         return None;
     }
     let accepted = Accepted { stream, client, original, source };
@@ -111,7 +111,7 @@ fn identify(worker: &Worker, world: &World, pod: &LocalPod, stream: TcpStream) -
     if !accepted.source.addresses.contains(&client.ip()) {
         let meta = meta(&accepted, None, None, Path::Passthrough);
         worker.shared.connections.open(meta).finish(Some(Reason::SpoofedSource));
-        sock::reset(accepted.stream);
+        upstream::reset(accepted.stream);
         return None;
     }
     Some(accepted)

@@ -4,7 +4,6 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,7 +56,7 @@ pub async fn leg(
 ) -> Result<TcpStream, Failure> {
     let open = || -> io::Result<socket2::Socket> {
         let socket = sock::leg_socket(&pod.netns, source, to)?;
-        worker.shared.capture.mark_leg(socket.as_raw_fd())?;
+        worker.shared.capture.mark_leg(&socket)?;
         Ok(socket)
     };
     let socket = open().map_err(|error| connect_failure(&error, to))?;
@@ -76,8 +75,8 @@ pub async fn dial(
     source: Option<IpAddr>,
     to: SocketAddr,
 ) -> io::Result<TcpStream> {
-    let socket = sock::own_socket(netns, source, to)?;
-    capture.mark_own(socket.as_raw_fd())?;
+    let socket = sock::pod_socket(netns, source, to)?;
+    capture.mark_own(&socket)?;
     connect(socket, to).await
 }
 
@@ -98,6 +97,14 @@ pub async fn certificate(worker: &Worker, identity: &Identity) -> Result<Arc<Wor
         Ok(Ok(cert)) => Ok(cert),
         Ok(Err(error)) => Err(Failure::new(Reason::NoCertificate, error.to_string())),
         Err(_elapsed) => Err(Failure::new(Reason::NoCertificate, "the CA did not answer in time")),
+    }
+}
+
+/// Closes a connection so that its peer learns that it broke.
+pub fn reset(stream: TcpStream) {
+    // Without it the close is an orderly one: the next best.
+    if let Err(error) = sock::set_linger_rst(&stream) {
+        tracing::debug!(%error, "a connection could not be reset");
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) fn workload(view: &NodeView, world: &World, workload: &Workload) -> W
         identity: workload.identity.clone(),
         mtls: mode_text(world.mtls_mode(workload, 0).0).to_owned(),
         netns: workload.netns.as_ref().map(|path| path.display().to_string()),
-        listening: state.cookie.map(|cookie| view.shared.capture.listening(cookie)).unwrap_or_default(),
+        listening: state.cookie.map(|cookie| view.shared.capture.listening(cookie).unwrap_or_default()).unwrap_or_default(),
         problem,
     }
 }
@@ -233,13 +233,13 @@ pub(super) fn connection(conn: &ConnSnapshot) -> ConnView {
 
 /// A bypassed flow: its bytes are the kernel's and are told at its end.
 pub(super) fn bypassed(meta: &ConnMeta, flow: &LiveFlow) -> ConnView {
-    ConnView { id: flow.socket_cookie, age_seconds: flow.age.as_secs_f64(), ..described(meta) }
+    ConnView { age_seconds: flow.age().as_secs_f64(), ..described(meta) }
 }
 
 /// The agent's own checks.
 pub(super) fn checks(view: &NodeView) -> Vec<Check> {
     let mut checks = Vec::new();
-    checks.push(match view.shared.capture.problem() {
+    checks.push(match view.kernel_problem() {
         None => Check::pass("capture", "kernel programs", "attached"),
         Some(problem) => {
             Check::fail("capture", "kernel programs", problem, "restart the agent; see its log for the cause")
