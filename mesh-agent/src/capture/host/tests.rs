@@ -1,0 +1,17 @@
+use super::*;
+
+#[test]
+fn releases_are_read_as_distributions_write_them() {
+    assert_eq!(parse_release("6.18.44-fc-v669"), (6, 18));
+    assert_eq!(parse_release("5.15.0-1061-aws"), (5, 15));
+    assert_eq!(parse_release("5.4"), (5, 4));
+    assert_eq!(parse_release("6.1-rc3"), (6, 1));
+    assert_eq!(parse_release("unknown"), (0, 0));
+}
+
+#[test]
+fn a_folder_outside_the_bpf_file_system_is_refused() {
+    let error = bpf_dir(Path::new("/tmp/nodemesh-no-bpffs/x")).unwrap_err();
+    assert!(matches!(error, CaptureError::NotBpffs { .. }), "{error}");
+    assert!(!Path::new("/tmp/nodemesh-no-bpffs").exists());
+}

@@ -1,0 +1,208 @@
+//! Capture: puts pods' connections into the agent's hands. Owns: the kernel programs and their pins, which
+//! pods are enrolled, the pods' listeners and return routes, the verdict cache, the table of bypassed flows.
+//! Never: decides policy, moves bytes, or knows Kubernetes. Called by `agent` (enrolment, events) and, through
+//! [`CaptureHandle`], by `proxy`.
+//!
+//! Everything is pinned in one folder and survives the agent: dropping a [`Capture`] leaves the pods in the
+//! state their `fail_closed` asks for, and the next agent on the same folder takes over. Only
+//! [`Capture::shutdown`] undoes it all.
+
+use std::fs::{self, File};
+use std::net::{IpAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mesh_common::SavedSettings;
+use nix::fcntl::Flock;
+
+use crate::model::WorkloadId;
+use crate::net::netns::NetNs;
+
+mod bpf;
+mod enrol;
+mod error;
+mod events;
+mod handle;
+mod host;
+mod listeners;
+mod maps;
+mod object;
+mod table;
+mod verdicts;
+
+pub use error::CaptureError;
+pub use events::{ClosedFlow, Event, Events};
+pub use handle::{CaptureHandle, LiveFlow, Opener, OpenerRole};
+pub use verdicts::{KernelAction, VerdictChange};
+
+use enrol::Pods;
+use handle::Shared;
+use host::Kernel;
+use maps::{Maps, NAMES, pin_path};
+
+/// How capture is set up on a node.
+#[derive(Clone, Debug)]
+pub struct CaptureConfig {
+    /// Folder for pins, below a BPF file system; one agent each.
+    pub bpf_dir: PathBuf,
+    /// Listeners of each kind per pod, one for each data-plane worker.
+    pub workers: usize,
+    /// Root of the cgroup v2 hierarchy; found by itself where none is named.
+    pub cgroup_root: Option<PathBuf>,
+}
+
+/// A pod to enrol.
+#[derive(Clone, Debug)]
+pub struct PodAttachment {
+    pub id: WorkloadId,
+    /// File that names the pod's network namespace.
+    pub netns: PathBuf,
+    /// At most one address of each family is used.
+    pub addresses: Vec<IpAddr>,
+    /// Without a live agent: refuse (true) or let through (false).
+    pub fail_closed: bool,
+}
+
+/// One data-plane worker's listeners in a pod. Non-blocking.
+#[derive(Debug)]
+pub struct WorkerListeners {
+    pub outbound: TcpListener,
+    pub inbound: TcpListener,
+    pub hbone: TcpListener,
+}
+
+/// What enrolment hands to the data plane.
+#[derive(Debug)]
+pub struct Enrolled {
+    /// The pod's name inside the kernel: cookie of its network namespace.
+    pub cookie: u64,
+    pub netns: Arc<NetNs>,
+    pub listeners: Vec<WorkerListeners>,
+}
+
+/// The kernel side of one agent.
+#[derive(Debug)]
+pub struct Capture {
+    config: CaptureConfig,
+    kernel: Kernel,
+    shared: Arc<Shared>,
+    pods: Pods,
+    /// Keeps other agents out of the folder.
+    _lock: Flock<File>,
+}
+
+impl Capture {
+    /// Checks the node, loads the programs and attaches them; takes over what an agent before has left in
+    /// the folder. No pod is captured yet.
+    pub fn load(config: &CaptureConfig) -> Result<Self, CaptureError> {
+        let kernel = host::check()?;
+        let cgroup = host::cgroup_root(config.cgroup_root.as_deref())?;
+        let lock = host::bpf_dir(&config.bpf_dir)?;
+        let own = NetNs::current()
+            .map_err(|source| CaptureError::Path { path: "/proc/thread-self/ns/net".into(), source })?;
+        let mut object = object::load(&config.bpf_dir, kernel, 0)?;
+        let maps = Maps::open(&config.bpf_dir)?;
+        let pods = Pods::adopt(&maps, own.cookie())?;
+        let shared = Arc::new(Shared::new(maps, config.bpf_dir.clone()));
+        let handle = CaptureHandle::new(Arc::clone(&shared));
+        handle.heartbeat()?;
+        handle.adopt_generation()?;
+        let target =
+            File::open(&cgroup).map_err(|source| CaptureError::Path { path: cgroup.clone(), source })?;
+        for (program, pin, kind) in object::CGROUP_PROGRAMS {
+            let loaded = object::load_program(&mut object, program)?;
+            let pin = pin_path(&config.bpf_dir, pin);
+            object::attach(&loaded, target.as_fd(), kind, &pin).map_err(|source| {
+                match source.raw_os_error() {
+                    // As root, and with the program loaded: somebody holds the group exclusively.
+                    Some(libc::EPERM) => CaptureError::ConflictCgroup { program, target: cgroup.clone() },
+                    _ => CaptureError::Attach { program, target: cgroup.display().to_string(), source },
+                }
+            })?;
+        }
+        Ok(Self { config: config.clone(), kernel, shared, pods, _lock: lock })
+    }
+
+    /// Enrols a pod with new listeners. Its live connections are left alone.
+    pub fn enrol(&mut self, pod: &PodAttachment) -> Result<Enrolled, CaptureError> {
+        self.enrol_with(pod, None)
+    }
+
+    /// Enrols a pod with listeners that a predecessor has handed over, where there are any.
+    pub fn enrol_with(
+        &mut self,
+        pod: &PodAttachment,
+        listeners: Option<Vec<WorkerListeners>>,
+    ) -> Result<Enrolled, CaptureError> {
+        enrol::enrol(self, pod, listeners)
+    }
+
+    /// Stops capturing for a pod, at once. What the agent relays for it goes on; once that has ended,
+    /// [`Capture::release`] takes the rest away.
+    pub fn withdraw(&mut self, id: &WorkloadId) -> Result<(), CaptureError> {
+        enrol::withdraw(self, id)
+    }
+
+    /// Takes back route, rules and settings of a withdrawn pod. A namespace that is gone needs nothing.
+    pub fn release(&mut self, id: &WorkloadId) -> Result<(), CaptureError> {
+        enrol::release(self, id)
+    }
+
+    /// Forgets the pods of an agent before that have not been enrolled again: for after the first round of
+    /// enrolments. Returns how many there were.
+    pub fn prune(&mut self) -> Result<usize, CaptureError> {
+        enrol::prune(self)
+    }
+
+    /// Pods that are enrolled, by id.
+    pub fn enrolled(&self) -> Vec<WorkloadId> {
+        self.pods.enrolled()
+    }
+
+    pub fn handle(&self) -> CaptureHandle {
+        CaptureHandle::new(Arc::clone(&self.shared))
+    }
+
+    /// What the kernel programs report. One reader; must be called inside a tokio runtime.
+    pub fn events(&self) -> Result<Events, CaptureError> {
+        Events::open(self.handle())
+    }
+
+    /// Undoes everything: pods, programs, maps, pins. Goes on past errors and returns the first.
+    pub fn shutdown(mut self) -> Result<(), CaptureError> {
+        let mut result = Ok(());
+        let mut keep_first = |step: Result<(), CaptureError>| {
+            if result.is_ok() {
+                result = step;
+            }
+        };
+        for id in self.pods.all() {
+            if self.pods.is_enrolled(&id) {
+                keep_first(self.withdraw(&id));
+            }
+            keep_first(self.release(&id));
+        }
+        keep_first(self.prune().map(drop));
+        for (_, pin, _) in object::CGROUP_PROGRAMS {
+            keep_first(object::unpin(&pin_path(&self.config.bpf_dir, pin)));
+        }
+        for name in NAMES {
+            keep_first(object::unpin(&pin_path(&self.config.bpf_dir, name)));
+        }
+        let path = self.config.bpf_dir.clone();
+        keep_first(fs::remove_dir(&path).map_err(|source| CaptureError::Path { path, source }));
+        result
+    }
+}
+
+/// What is remembered of a pod while it is enrolled or being withdrawn.
+#[derive(Debug)]
+struct Record {
+    slot: u32,
+    cookie: u64,
+    netns: Arc<NetNs>,
+    addresses: Vec<IpAddr>,
+    saved: SavedSettings,
+    enrolled: bool,
+}

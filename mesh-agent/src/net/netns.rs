@@ -1,0 +1,108 @@
+//! Network namespaces: opening one, and being inside it for a moment. A thread that enters must come
+//! back before it does anything else, so the way in is a guard that cannot leave its thread.
+
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns};
+
+/// An open network namespace. Holding one keeps the namespace alive.
+#[derive(Debug)]
+pub struct NetNs {
+    file: File,
+    cookie: u64,
+}
+
+impl NetNs {
+    /// Opens a namespace by its file (`/run/netns/NAME`, `/proc/PID/ns/net`).
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::from_file(File::open(path)?)
+    }
+
+    /// The namespace of the calling thread.
+    pub fn current() -> io::Result<Self> {
+        Self::from_file(open_current()?)
+    }
+
+    fn from_file(file: File) -> io::Result<Self> {
+        let _guard = enter(&file)?;
+        let cookie = cookie_here()?;
+        drop(_guard);
+        Ok(Self { file, cookie })
+    }
+
+    /// The kernel's name for this namespace, never used twice while the machine is up.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// Moves the calling thread into the namespace until the guard is dropped. Never hold the guard
+    /// across an await: other tasks would run in the pod's namespace.
+    pub fn enter(&self) -> io::Result<NetNsGuard> {
+        enter(&self.file)
+    }
+
+    /// Runs `f` inside the namespace, on this thread.
+    pub fn run<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
+        let _guard = self.enter()?;
+        Ok(f())
+    }
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Brings the thread home when dropped.
+#[derive(Debug)]
+#[must_use = "dropping the guard leaves the namespace at once"]
+pub struct NetNsGuard {
+    home: File,
+    /// The namespace belongs to the thread: the guard must be dropped where it was made.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Drop for NetNsGuard {
+    fn drop(&mut self) {
+        if let Err(error) = setns(&self.home, CloneFlags::CLONE_NEWNET) {
+            // Going on would open the agent's next sockets inside a pod: there is no safe way left.
+            tracing::error!(%error, "cannot leave a pod's network namespace");
+            std::process::abort();
+        }
+    }
+}
+
+fn enter(target: &File) -> io::Result<NetNsGuard> {
+    let home = open_current()?;
+    setns(target, CloneFlags::CLONE_NEWNET)?;
+    Ok(NetNsGuard { home, _thread: PhantomData })
+}
+
+fn open_current() -> io::Result<File> {
+    File::open("/proc/thread-self/ns/net")
+}
+
+fn cookie_here() -> io::Result<u64> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None)?;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the pointers are to live values of the sizes given; the descriptor is open.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// From `asm-generic/socket.h`, Linux 5.14.
+const SO_NETNS_COOKIE: libc::c_int = 71;

@@ -1,0 +1,118 @@
+//! The maps that all programs of one agent share, and short accessors for them.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
+    macros::btf_map,
+};
+use mesh_common::{
+    Address, Counter, EVENTS_BYTES, Event, FLOWS_MAX, Flow, FlowKey, HEARTBEAT_MAX_NS, LEGS_MAX, LISTEN_MAX,
+    LocalPod, POD_ADDRESSES_MAX, PODS_MAX, PodEntry, SETTINGS, SOCKETS_MAX, Setting, SocketState,
+    VERDICTS_MAX, Verdict, VerdictKey,
+};
+
+/// Entries come and go with connections; memory must not be taken for the limit up front.
+const LAZY: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Cookie of a network namespace -> its pod.
+#[btf_map]
+pub static PODS: HashMap<u64, PodEntry, { PODS_MAX as usize }, LAZY> = HashMap::new();
+
+/// Address of a pod of this node -> its pod.
+#[btf_map]
+pub static LOCAL: HashMap<Address, LocalPod, { POD_ADDRESSES_MAX as usize }, LAZY> = HashMap::new();
+
+/// Slot -> `PodFlags`, for the programs that cannot ask for a namespace's cookie.
+#[btf_map]
+pub static SLOTS: Array<u32, { PODS_MAX as usize }> = Array::new();
+
+/// What a socket is to the mesh.
+#[btf_map]
+pub static ROLES: SkStorage<SocketState> = SkStorage::new();
+
+#[btf_map]
+pub static VERDICTS: HashMap<VerdictKey, Verdict, { VERDICTS_MAX as usize }, LAZY> = HashMap::new();
+
+/// Live bypassed flows.
+#[btf_map]
+pub static FLOWS: HashMap<FlowKey, Flow, { FLOWS_MAX as usize }, LAZY> = HashMap::new();
+
+/// Live legs from the agent to applications.
+#[btf_map]
+pub static LEGS: HashMap<FlowKey, Flow, { LEGS_MAX as usize }, LAZY> = HashMap::new();
+
+/// `listen_key` -> number of listening sockets; written by `sockops` alone.
+#[btf_map]
+pub static LISTEN: HashMap<u64, u64, { LISTEN_MAX as usize }, LAZY> = HashMap::new();
+
+/// `listen_key` of ports that were listening before the pod was enrolled; written by the agent alone,
+/// because only the kernel can count without a race and only the agent can see old sockets.
+#[btf_map]
+pub static SEEDED: HashMap<u64, u64, { LISTEN_MAX as usize }, LAZY> = HashMap::new();
+
+/// `SocketKind::index` -> the agent's listening socket.
+#[btf_map]
+pub static SOCKETS: SockHash<u32, { SOCKETS_MAX as usize }> = SockHash::new();
+
+#[btf_map]
+pub static CONFIG: Array<u64, { SETTINGS as usize }> = Array::new();
+
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// The map as the helpers take it.
+#[inline(always)]
+pub fn raw<M>(map: &'static M) -> *mut core::ffi::c_void {
+    core::ptr::from_ref(map).cast_mut().cast()
+}
+
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the pointer is to this CPU's element, and programs are not preempted by themselves.
+        unsafe { *value += 1 };
+    }
+}
+
+#[inline(always)]
+pub fn setting(setting: Setting) -> u64 {
+    CONFIG.get(setting as u32).copied().unwrap_or(0)
+}
+
+/// The verdict in force for this opener and destination, or none.
+#[inline(always)]
+pub fn verdict(key: &VerdictKey) -> Option<u32> {
+    // SAFETY: the map is not preallocated: an element is freed only after the programs that run now.
+    let verdict = unsafe { VERDICTS.get(key) }?;
+    (verdict.generation == setting(Setting::Generation)).then_some(verdict.action)
+}
+
+/// Whether anybody in the pod listens on the port.
+#[inline(always)]
+pub fn listening(key: u64) -> bool {
+    // SAFETY: as above.
+    if let Some(count) = unsafe { LISTEN.get(&key) } {
+        if *count > 0 {
+            return true;
+        }
+    }
+    // SAFETY: as above.
+    unsafe { SEEDED.get(&key) }.is_some()
+}
+
+#[inline(always)]
+pub fn heartbeat_is_fresh() -> bool {
+    // SAFETY: no arguments; allowed in every program type.
+    let now = unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() };
+    now.wrapping_sub(setting(Setting::Heartbeat)) < HEARTBEAT_MAX_NS
+}
+
+#[inline(always)]
+pub fn tell(event: &Event) {
+    if EVENTS.output(event, 0).is_err() {
+        count(Counter::EventsLost);
+    }
+}
