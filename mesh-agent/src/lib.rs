@@ -15,3 +15,6 @@ pub mod proxy;
 pub mod source;
 pub mod tunnel;
 pub mod world;
+pub mod capture;
+pub mod model;
+pub mod net;

@@ -20,7 +20,6 @@ use crate::model::WorkloadId;
 use crate::net::netns::NetNs;
 
 mod bpf;
-pub mod handover;
 mod enrol;
 mod error;
 mod events;
