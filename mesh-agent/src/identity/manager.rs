@@ -191,7 +191,7 @@ impl CertManager {
     }
 
     /// Starts a request for every identity whose renewal or retry is due. Returns how many.
-    pub(super) fn renew_due(&self) -> usize {
+    pub(crate) fn renew_due(&self) -> usize {
         let now = self.shared.clock.now();
         let mut state = self.shared.state.lock();
         let mut started = 0;
@@ -206,7 +206,7 @@ impl CertManager {
 
     /// Gives every held certificate the bundle as it is now, so that a new root is trusted before the first
     /// peer shows a certificate signed by it, not only after the own renewal.
-    pub(super) async fn refresh_roots(&self) {
+    pub(crate) async fn refresh_roots(&self) {
         let roots = match self.shared.ca.roots().await {
             Ok(roots) => roots,
             Err(error) => {

@@ -205,5 +205,3 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesce<T> {
     }
 }
 
-#[cfg(test)]
-mod tests;

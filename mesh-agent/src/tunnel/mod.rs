@@ -107,4 +107,6 @@ impl Failure {
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

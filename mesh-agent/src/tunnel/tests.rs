@@ -1,1 +1,8 @@
+//! The tunnel over loopback with real TLS: `open` (CONNECT and its answers), `trust` (who is refused), `flow`
+//! (flow control and coalescing), `life` (pool, keepalive, drain), `floods` (limits under attack).
 
+mod floods;
+mod flow;
+mod life;
+mod open;
+mod trust;
