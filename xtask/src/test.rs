@@ -18,8 +18,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
         if filter.is_none() {
             lint(&mut phases);
         }
-        // The lab runs the agent as a process; `cargo test` alone would leave an old binary in place.
-        if phases.run("build", |_| build_agent()).is_some() {
+        if phases.run("build", |_| build()).is_some() {
             phases.run("test", |note| run_tests(filter, note));
         }
     }
@@ -51,15 +50,10 @@ fn lint(phases: &mut Phases) {
     });
 }
 
-fn build_agent() -> Result<()> {
-    command::run(command::cargo().args([
-        "build",
-        "--locked",
-        "--package",
-        "mesh-agent",
-        "--bin",
-        "mesh-agent",
-    ]))
+/// The lab runs the agent as a process; `cargo test` alone may leave an old binary in place. Programs and tests in one
+/// call, because features of a dependency depend on what is asked for: two calls would build the tree twice.
+fn build() -> Result<()> {
+    command::run(command::cargo().args(["build", "--workspace", "--locked", "--bins", "--tests"]))
 }
 
 fn run_tests(filter: Option<&str>, note: &mut String) -> Result<()> {

@@ -1,0 +1,248 @@
+//! Applications that run in a pod: servers of the lab's own, and nginx.
+//!
+//! Each of the lab's servers is one thread in the pod's namespace with a runtime of its own. It remembers whom it saw,
+//! because what the application sees is what most tests are about.
+mod http;
+mod nginx;
+mod tcp;
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result};
+use parking_lot::Mutex;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::LocalSet;
+
+pub use self::nginx::Nginx;
+pub use self::tcp::pattern;
+use crate::lab::Pod;
+use crate::netns::NetNs;
+
+const BACKLOG: i32 = 4096;
+
+/// How many connections an app remembers; the oldest go first.
+const SEEN_MAX: usize = 1024;
+
+/// One connection as the application saw it; addresses of IPv4 are shown as such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeenConn {
+    /// `getpeername`
+    pub peer: SocketAddr,
+    /// `getsockname`
+    pub local: SocketAddr,
+}
+
+/// What an app has seen so far.
+#[derive(Debug, Default)]
+pub struct Stats {
+    accepted: AtomicU64,
+    open: AtomicU64,
+    received: AtomicU64,
+    resets: AtomicU64,
+    seen: Mutex<Vec<SeenConn>>,
+}
+
+impl Stats {
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Connections that the app still holds.
+    pub fn open(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Bytes read over all connections.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Connections that ended with a reset from the other side.
+    pub fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Relaxed)
+    }
+
+    pub fn seen(&self) -> Vec<SeenConn> {
+        self.seen.lock().clone()
+    }
+
+    pub fn last(&self) -> Option<SeenConn> {
+        self.seen.lock().last().copied()
+    }
+
+    fn enter(&self, stream: &TcpStream) {
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+        self.open.fetch_add(1, Ordering::Relaxed);
+        if let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) {
+            let mut seen = self.seen.lock();
+            if seen.len() == SEEN_MAX {
+                seen.remove(0);
+            }
+            seen.push(SeenConn { peer: canonical(peer), local: canonical(local) });
+        }
+    }
+
+    fn leave(&self, ended: std::io::Result<()>) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        if ended.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset) {
+            self.resets.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// An IPv4 address that a dual-stack socket shows as mapped, as IPv4.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// A running app. Dropping it closes its listener and its connections.
+pub struct App {
+    port: u16,
+    stats: Arc<Stats>,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// How an app treats one connection.
+type Behaviour = Arc<dyn Fn(TcpStream, Arc<Stats>) -> Serving + Send + Sync>;
+type Serving = std::pin::Pin<Box<dyn Future<Output = std::io::Result<()>>>>;
+
+impl App {
+    /// Gives every byte back; closes its side when the client has closed its own.
+    pub fn echo(pod: &Pod, port: u16) -> Result<Self> {
+        Self::start(pod.netns(), port, Arc::new(|stream, stats| Box::pin(tcp::echo(stream, stats))))
+    }
+
+    /// Speaks first, then echoes: as SMTP or MySQL would.
+    pub fn greeter(pod: &Pod, port: u16, greeting: &str) -> Result<Self> {
+        let greeting: Arc<str> = Arc::from(greeting);
+        let serve =
+            move |stream, stats| -> Serving { Box::pin(tcp::greeter(stream, stats, Arc::clone(&greeting))) };
+        Self::start(pod.netns(), port, Arc::new(serve))
+    }
+
+    /// Accepts and never reads.
+    pub fn sink(pod: &Pod, port: u16) -> Result<Self> {
+        Self::start(pod.netns(), port, Arc::new(|stream, stats| Box::pin(tcp::sink(stream, stats))))
+    }
+
+    /// Reads everything, answers nothing, closes at the end: counts bytes.
+    pub fn swallow(pod: &Pod, port: u16) -> Result<Self> {
+        Self::start(pod.netns(), port, Arc::new(|stream, stats| Box::pin(tcp::swallow(stream, stats))))
+    }
+
+    /// Resets the connection on the first byte.
+    pub fn resetter(pod: &Pod, port: u16) -> Result<Self> {
+        Self::start(pod.netns(), port, Arc::new(|stream, stats| Box::pin(tcp::resetter(stream, stats))))
+    }
+
+    /// Sends this many patterned bytes at once, closes its side, then reads to the end.
+    pub fn sender(pod: &Pod, port: u16, bytes: usize) -> Result<Self> {
+        Self::start(
+            pod.netns(),
+            port,
+            Arc::new(move |stream, stats| Box::pin(tcp::sender(stream, stats, bytes))),
+        )
+    }
+
+    /// HTTP/1.1 that answers with JSON: `pod`, `peer`, `local`, `method`, `path`, `headers`, `body_bytes`.
+    pub fn http(pod: &Pod, port: u16) -> Result<Self> {
+        let name: Arc<str> = Arc::from(pod.name());
+        let serve =
+            move |stream, stats| -> Serving { Box::pin(http::serve(stream, stats, Arc::clone(&name))) };
+        Self::start(pod.netns(), port, Arc::new(serve))
+    }
+
+    /// A server of any behaviour in any namespace.
+    pub fn start(ns: &NetNs, port: u16, behaviour: Behaviour) -> Result<Self> {
+        let listener = ns.run(|| listen(port))?;
+        let stats = Arc::new(Stats::default());
+        let (stop, stopped) = watch::channel(false);
+        let (inside, seen) = (ns.try_clone()?, Arc::clone(&stats));
+        let thread = thread::Builder::new()
+            .name(format!("app-{port}"))
+            .spawn(move || {
+                if let Err(error) = inside.enter().and_then(|()| run(listener, &behaviour, &seen, stopped)) {
+                    eprintln!("app on port {port}: {error:#}");
+                }
+            })
+            .context("cannot start an app's thread")?;
+        Ok(Self { port, stats, stop, thread: Some(thread) })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Stops and waits until the listener and the connections are closed.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            eprintln!("app on port {} panicked", self.port);
+        }
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A dual-stack listener in the calling thread's namespace.
+fn listen(port: u16) -> Result<std::net::TcpListener> {
+    let socket =
+        Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).context("cannot make a listener")?;
+    socket.set_only_v6(false).context("cannot listen in both families")?;
+    socket.set_reuse_address(true).context("cannot set SO_REUSEADDR")?;
+    socket
+        .bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port).into())
+        .with_context(|| format!("cannot bind port {port}"))?;
+    socket.listen(BACKLOG).context("cannot listen")?;
+    socket.set_nonblocking(true).context("cannot make a listener non-blocking")?;
+    Ok(socket.into())
+}
+
+fn run(
+    listener: std::net::TcpListener,
+    behaviour: &Behaviour,
+    stats: &Arc<Stats>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot make a runtime")?;
+    let tasks = Rc::new(LocalSet::new());
+    let inner = Rc::clone(&tasks);
+    runtime.block_on(tasks.run_until(async move {
+        let listener = TcpListener::from_std(listener).context("cannot use a listener")?;
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = stop.changed() => return Ok(()),
+            };
+            // A connection that was reset before it was accepted is none.
+            let Ok((stream, _)) = accepted else { continue };
+            stats.enter(&stream);
+            let (serving, stats) = (behaviour(stream, Arc::clone(stats)), Arc::clone(stats));
+            drop(inner.spawn_local(async move { stats.leave(serving.await) }));
+        }
+    }))
+}

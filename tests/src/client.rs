@@ -1,0 +1,149 @@
+//! Clients: plain sockets, with what a test may want to set on them, and one HTTP request.
+use std::io::{Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// No test waits longer than this for one read, write or connect.
+pub const IO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How to connect.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    pub source: Option<IpAddr>,
+    pub mark: Option<u32>,
+    pub device: Option<String>,
+    pub receive_buffer: Option<usize>,
+    pub mptcp: bool,
+    pub deadline: Duration,
+}
+
+impl Default for Dial {
+    fn default() -> Self {
+        Self {
+            source: None,
+            mark: None,
+            device: None,
+            receive_buffer: None,
+            mptcp: false,
+            deadline: IO_DEADLINE,
+        }
+    }
+}
+
+/// Connects in the calling thread's namespace.
+pub fn dial(to: SocketAddr, how: &Dial) -> Result<TcpStream> {
+    let protocol = if how.mptcp { Protocol::MPTCP } else { Protocol::TCP };
+    let socket =
+        Socket::new(Domain::for_address(to), Type::STREAM, Some(protocol)).context("cannot make a socket")?;
+    if let Some(mark) = how.mark {
+        socket.set_mark(mark).context("cannot set SO_MARK")?;
+    }
+    if let Some(device) = &how.device {
+        socket.bind_device(Some(device.as_bytes())).context("cannot set SO_BINDTODEVICE")?;
+    }
+    if let Some(size) = how.receive_buffer {
+        socket.set_recv_buffer_size(size).context("cannot set SO_RCVBUF")?;
+    }
+    if let Some(source) = how.source {
+        socket.bind(&SocketAddr::new(source, 0).into()).context("cannot bind the source address")?;
+    }
+    socket.connect_timeout(&to.into(), how.deadline).with_context(|| format!("connecting to {to}"))?;
+    socket.set_read_timeout(Some(how.deadline)).context("cannot set the read deadline")?;
+    socket.set_write_timeout(Some(how.deadline)).context("cannot set the write deadline")?;
+    socket.set_tcp_nodelay(true).context("cannot set TCP_NODELAY")?;
+    Ok(socket.into())
+}
+
+/// Sends `bytes` and reads as many back; an error when they differ.
+pub fn echo(stream: &mut TcpStream, bytes: &[u8]) -> Result<()> {
+    stream.write_all(bytes).context("writing to the echo")?;
+    let mut back = vec![0; bytes.len()];
+    stream.read_exact(&mut back).context("reading from the echo")?;
+    if back != bytes {
+        bail!("the echo gave other bytes back");
+    }
+    Ok(())
+}
+
+/// Reads to the end of the stream.
+pub fn read_all(stream: &mut TcpStream) -> Result<Vec<u8>> {
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).context("reading to the end")?;
+    Ok(all)
+}
+
+/// The kind of I/O error at the root of a failure, if it was one.
+pub fn io_kind(error: &anyhow::Error) -> Option<std::io::ErrorKind> {
+    error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind)
+}
+
+/// What an HTTP server answered.
+#[derive(Debug)]
+pub struct HttpReply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl HttpReply {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body of the lab's own HTTP server.
+    pub fn json(&self) -> Result<serde_json::Value> {
+        serde_json::from_slice(&self.body).with_context(|| format!("not JSON: {}", self.text()))
+    }
+}
+
+/// One GET with `Connection: close`; the body is what follows the head until the end, de-chunked where needed.
+pub fn get(mut stream: TcpStream, host: &str, path: &str) -> Result<HttpReply> {
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: lab\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).context("writing an HTTP request")?;
+    let all = read_all(&mut stream)?;
+    // The server closes first; a second close needs no answer.
+    drop(stream.shutdown(Shutdown::Both));
+    parse(&all)
+}
+
+fn parse(all: &[u8]) -> Result<HttpReply> {
+    let Some(end) = all.windows(4).position(|window| window == b"\r\n\r\n") else {
+        bail!("not an HTTP response: {:?}", String::from_utf8_lossy(&all[..all.len().min(200)]));
+    };
+    let head = String::from_utf8_lossy(&all[..end]).into_owned();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
+        .collect();
+    let mut reply =
+        HttpReply { status: status.context("no HTTP status")?, headers, body: all[end + 4..].to_vec() };
+    if reply.header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+        reply.body = join_chunks(&reply.body)?;
+    }
+    Ok(reply)
+}
+
+fn join_chunks(mut rest: &[u8]) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let line = rest.windows(2).position(|window| window == b"\r\n").context("a chunk without a size")?;
+        let size = usize::from_str_radix(String::from_utf8_lossy(&rest[..line]).trim(), 16)
+            .context("a chunk's size")?;
+        rest = &rest[line + 2..];
+        if size == 0 {
+            return Ok(body);
+        }
+        body.extend_from_slice(rest.get(..size).context("a chunk is cut short")?);
+        rest = rest.get(size + 2..).context("a chunk without an end")?;
+    }
+}
