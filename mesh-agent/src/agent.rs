@@ -97,10 +97,10 @@ impl Agent {
             bpf_dir: settings.bpf_dir.clone(),
             workers: settings.workers,
             cgroup_root: None,
-            shared_with_predecessor: succession.has_predecessor(),
+            succeeds: succession.has_predecessor(),
         })?;
         let certs = CertManager::new(
-            Ca::Dir(DirCa::open(&settings.ca_dir)?),
+            Ca::Dir(Arc::new(DirCa::open(&settings.ca_dir)?)),
             Arc::new(SystemClock),
             CertSettings { lifetime: settings.cert_lifetime, ..CertSettings::default() },
         );
@@ -145,6 +145,10 @@ impl Agent {
     async fn take_office(&mut self) -> anyhow::Result<()> {
         self.reconcile().await?;
         let planned = self.succession.ready(&mut self.pods).await?;
+        let gone = self.capture.prune()?;
+        if gone > 0 {
+            tracing::info!(pods = gone, "forgot pods that an agent before had enrolled and that are gone");
+        }
         self.servers.start(&self.settings, &self.view, planned).await?;
         self.succession.serve_successors(&self.settings).await?;
         self.view.set_state(State::Ready);
@@ -197,6 +201,7 @@ impl Agent {
     /// What must be done again and again.
     async fn tick(&mut self) -> anyhow::Result<()> {
         self.shared.capture.heartbeat()?;
+        self.capture.claim();
         if !self.pods.pending.is_empty() {
             self.reconcile().await?;
         }

@@ -15,6 +15,3 @@ pub mod proxy;
 pub mod source;
 pub mod tunnel;
 pub mod world;
-pub mod capture;
-pub mod model;
-pub mod net;

@@ -227,6 +227,27 @@ fn steer_pin(capture: &Capture, slot: u32) -> std::path::PathBuf {
     pin_path(&capture.config.bpf_dir, &format!("steer_{slot}"))
 }
 
+pub(super) fn set_fail_closed(
+    capture: &mut Capture,
+    id: &WorkloadId,
+    fail_closed: bool,
+) -> Result<(), CaptureError> {
+    let record = capture.pods.records.get(id).filter(|record| record.enrolled);
+    let (slot, cookie) = record
+        .map(|record| (record.slot, record.cookie))
+        .ok_or_else(|| CaptureError::Unknown { workload: id.clone() })?;
+    let maps = &capture.shared.maps;
+    let Some(mut entry) = maps.pods.get(&cookie).map_err(access("PODS"))? else {
+        return Err(CaptureError::Unknown { workload: id.clone() });
+    };
+    entry.flags &= !PodFlags::FAIL_CLOSED;
+    if fail_closed {
+        entry.flags |= PodFlags::FAIL_CLOSED;
+    }
+    maps.slots.set(&slot, &entry.flags).map_err(access("SLOTS"))?;
+    maps.pods.set(&cookie, &entry).map_err(access("PODS"))
+}
+
 pub(super) fn withdraw(capture: &mut Capture, id: &WorkloadId) -> Result<(), CaptureError> {
     let Some(record) = capture.pods.records.get_mut(id).filter(|record| record.enrolled) else {
         return Err(CaptureError::Unknown { workload: id.clone() });

@@ -175,6 +175,12 @@ impl CaptureHandle {
 }
 
 impl LiveFlow {
+    /// How long the flow has lived.
+    pub fn age(&self) -> Duration {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+        now.saturating_sub(self.opened)
+    }
+
     fn new(key: &FlowKey, flow: &Flow) -> Self {
         Self {
             opener: flow.netns_cookie,

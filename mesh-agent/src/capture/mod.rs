@@ -24,6 +24,7 @@ mod enrol;
 mod error;
 mod events;
 mod handle;
+pub mod handover;
 mod host;
 mod listeners;
 mod maps;
@@ -50,6 +51,8 @@ pub struct CaptureConfig {
     pub workers: usize,
     /// Root of the cgroup v2 hierarchy; found by itself where none is named.
     pub cgroup_root: Option<PathBuf>,
+    /// The agent before is still there and is about to hand over: its hold on the folder is no conflict.
+    pub succeeds: bool,
 }
 
 /// A pod to enrol.
@@ -88,8 +91,8 @@ pub struct Capture {
     kernel: Kernel,
     shared: Arc<Shared>,
     pods: Pods,
-    /// Keeps other agents out of the folder.
-    _lock: Flock<File>,
+    /// Keeps other agents out of the folder; none while a predecessor still holds it.
+    lock: Option<Flock<File>>,
 }
 
 impl Capture {
@@ -98,7 +101,11 @@ impl Capture {
     pub fn load(config: &CaptureConfig) -> Result<Self, CaptureError> {
         let kernel = host::check()?;
         let cgroup = host::cgroup_root(config.cgroup_root.as_deref())?;
-        let lock = host::bpf_dir(&config.bpf_dir)?;
+        let lock = match host::bpf_dir(&config.bpf_dir) {
+            Ok(lock) => Some(lock),
+            Err(CaptureError::Busy { .. }) if config.succeeds => None,
+            Err(error) => return Err(error),
+        };
         let own = NetNs::current()
             .map_err(|source| CaptureError::Path { path: "/proc/thread-self/ns/net".into(), source })?;
         let mut object = object::load(&config.bpf_dir, kernel, 0)?;
@@ -121,7 +128,19 @@ impl Capture {
                 }
             })?;
         }
-        Ok(Self { config: config.clone(), kernel, shared, pods, _lock: lock })
+        Ok(Self { config: config.clone(), kernel, shared, pods, lock })
+    }
+
+    /// Takes the hold on the folder that a predecessor had when this agent was loaded; harmless to repeat.
+    pub fn claim(&mut self) {
+        if self.lock.is_none() {
+            self.lock = host::bpf_dir(&self.config.bpf_dir).ok();
+        }
+    }
+
+    /// Changes what becomes of an enrolled pod's connections while no agent lives.
+    pub fn set_fail_closed(&mut self, id: &WorkloadId, fail_closed: bool) -> Result<(), CaptureError> {
+        enrol::set_fail_closed(self, id, fail_closed)
     }
 
     /// Enrols a pod with new listeners. Its live connections are left alone.

@@ -155,7 +155,7 @@ async fn judged_leg(
         source_ip: arrival.client.ip(),
         destination: arrival.destination,
     };
-    let verdict = judge(&world, workload, &facts);
+    let verdict = judge(&*world, workload, &facts);
     if !verdict.allowed {
         return Err(Failure::new(verdict.reason.unwrap_or(Reason::PolicyDenied), "refused by policy"));
     }

@@ -69,7 +69,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
     };
     let world = worker.shared.store.load();
     let Some(accepted) = identify(&worker, &world, &pod, stream) else { return };
-    let plan = match plan(&world, &accepted.source, accepted.original) {
+    let plan = match plan(&*world, &accepted.source, accepted.original) {
         OutboundPlan::Tcp(plan) => plan,
         OutboundPlan::Passthrough(_) => {
             let leg = Leg { endpoint: accepted.original, transport: Transport::Plain, service: None };
@@ -215,7 +215,7 @@ async fn local(
         source_ip: accepted.client.ip(),
         destination: leg.endpoint,
     };
-    let verdict = inbound::judge(&world, workload, &facts);
+    let verdict = inbound::judge(&*world, workload, &facts);
     if !verdict.allowed {
         return Err(Failure::new(verdict.reason.unwrap_or(Reason::PolicyDenied), "refused by policy"));
     }
