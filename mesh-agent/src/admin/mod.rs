@@ -4,6 +4,8 @@
 //! Called by `agent` (implements the source, starts the servers) and by `cli` (client and views).
 
 pub mod client;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod query;
 pub mod routes;
 pub mod server;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::model::Identity;
+use crate::model::{Identity, Reason};
 use crate::observe::{Direction, Path};
 
 /// A point in time, whole seconds; RFC 3339 in JSON and YAML.
@@ -311,8 +311,15 @@ pub struct PartyView {
 impl PartyView {
     /// The name if there is one, else the address.
     pub fn label(&self) -> String {
-        let address = || self.address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
-        self.workload.clone().unwrap_or_else(address)
+        self.workload.clone().or_else(|| self.address_label()).unwrap_or_else(|| "unknown".to_owned())
+    }
+
+    /// The address, without a port where it has none (0: a source that has not connected yet).
+    pub fn address_label(&self) -> Option<String> {
+        self.address.map(|address| match address.port() {
+            0 => address.ip().to_string(),
+            _ => address.to_string(),
+        })
     }
 }
 
@@ -384,6 +391,7 @@ pub struct Explanation {
     pub allowed: bool,
     /// Label of the reason, when denied.
     pub reason: Option<String>,
+    /// See [`Explanation::hint_for`].
     pub hint: Option<String>,
     /// `AuthorizationPolicy shop/deny-frontend, rule 0`; None where no policy decided.
     pub rule: Option<String>,
@@ -394,6 +402,16 @@ pub struct Explanation {
     pub world_version: u64,
     /// Things worth knowing that did not decide.
     pub notes: Vec<String>,
+}
+
+impl Explanation {
+    /// The reason's hint, unless the hint is to ask `explain`.
+    pub fn hint_for(reason: Reason) -> Option<String> {
+        match reason {
+            Reason::PolicyDenied | Reason::PolicyNotAllowed | Reason::PolicyChanged => None,
+            _ => Some(reason.row().hint.to_owned()),
+        }
+    }
 }
 
 /// What a scrape of readiness, or an error of the API, says.

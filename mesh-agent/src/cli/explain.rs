@@ -47,10 +47,7 @@ pub(super) fn draw(story: &Explanation, style: Style) -> String {
 fn party(fact: &mut impl FnMut(&str, Cell), name: &str, party: &PartyView) {
     let mut words = vec![party.label()];
     if party.workload.is_some() {
-        words.extend(party.address.map(|address| match address.port() {
-            0 => address.ip().to_string(),
-            _ => address.to_string(),
-        }));
+        words.extend(party.address_label());
     }
     words.extend(party.node.as_ref().map(|node| format!("on {node}")));
     fact(name, Cell::painted(words.join("  "), Paint::Strong));

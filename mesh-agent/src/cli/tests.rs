@@ -1,1 +1,95 @@
+use super::output::{Style, json, yaml};
+use super::*;
+use crate::admin::Timestamp;
+use crate::admin::fixtures::{Views, views};
 
+/// 2026-01-01T03:12:00Z.
+const NOW: Timestamp = Timestamp(1_767_237_120);
+
+fn style(wide: bool) -> Style {
+    Style { colour: false, wide, now: NOW }
+}
+
+fn both(name: &str, draw: impl Fn(&Views, Style) -> String) {
+    let views = views();
+    insta::assert_snapshot!(name, draw(&views, style(false)));
+    insta::assert_snapshot!(format!("{name}_wide"), draw(&views, style(true)));
+}
+
+#[test]
+fn every_table_looks_as_agreed() {
+    both("status", |views, style| status::draw(&views.status, style));
+    both("workloads", |views, style| workloads::draw(&views.workloads, style));
+    both("services", |views, style| services::draw(&views.services, style));
+    both("policies", |views, style| policies::draw(&views.policies, style));
+    both("certs", |views, style| certs::draw(&views.certificates, style));
+    both("connections", |views, style| connections::draw(&views.connections, style));
+    both("explain_denied", |views, style| explain::draw(&views.denied, style));
+    both("explain_allowed", |views, style| explain::draw(&views.allowed, style));
+    both("check_agent", |views, style| check::draw(&views.checks, style));
+}
+
+#[test]
+fn an_agent_in_trouble_says_so_in_its_status() {
+    let mut status = views().status;
+    status.state = crate::admin::State::Starting;
+    status.missing = vec!["no world was loaded".into()];
+    status.capture.problem = Some("program mesh_connect4 was detached by another tool".into());
+    status.source.stale_since = Some(Timestamp(NOW.0 - 200));
+    status.connections.clear();
+    insta::assert_snapshot!("status_trouble", status::draw(&status, style(false)));
+}
+
+#[test]
+fn empty_lists_say_so() {
+    let plain = style(false);
+    for text in [
+        workloads::draw(&[], plain),
+        services::draw(&[], plain),
+        policies::draw(&[], plain),
+        certs::draw(&[], plain),
+        connections::draw(&[], plain),
+    ] {
+        assert!(text.starts_with("No ") && text.ends_with('\n'), "{text:?}");
+    }
+}
+
+#[test]
+fn json_and_yaml_carry_the_whole_answer() {
+    fn round<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(value: &T) {
+        assert_eq!(&serde_json::from_str::<T>(&json(value).unwrap()).unwrap(), value);
+        let text = yaml(value).unwrap();
+        assert_eq!(&serde_saphyr::from_str::<T>(&text).unwrap(), value, "{text}");
+    }
+    let views = views();
+    round(&views.status);
+    round(&views.checks);
+    round(&views.workloads);
+    round(&views.services);
+    round(&views.policies);
+    round(&views.certificates);
+    round(&views.connections);
+    round(&views.denied);
+    round(&views.allowed);
+    insta::assert_snapshot!("explain_yaml", yaml(&views.denied).unwrap());
+}
+
+#[test]
+fn the_command_line_is_sound() {
+    use clap::CommandFactory;
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn run_takes_the_socket_that_every_verb_takes() {
+    let parse = |words: &[&str]| Cli::try_parse_from(words).unwrap().action();
+    for words in [
+        ["mesh-agent", "--admin-socket", "/x.sock", "run"],
+        ["mesh-agent", "run", "--admin-socket", "/x.sock"],
+    ] {
+        let Action::Run(args) = parse(&words) else { panic!("{words:?}") };
+        assert_eq!(args.admin_socket, Some("/x.sock".into()));
+    }
+    let Action::Ask(question) = parse(&["mesh-agent", "status", "-o", "json"]) else { panic!() };
+    assert_eq!(question.output, Format::Json);
+}

@@ -9,7 +9,7 @@ mod limit;
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::RwLock;
 use prometheus_client::collector::Collector;
@@ -63,6 +63,7 @@ pub struct Metrics {
     ended: [[AtomicU64; ROWS.len() + 1]; PAIRS],
     probe: RwLock<Option<ProbeFn>>,
     fold: RwLock<Weak<dyn Fold>>,
+    dropped_lines: OnceLock<Arc<AtomicU64>>,
 }
 
 struct Nothing;
@@ -85,6 +86,7 @@ impl Metrics {
             ended: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
             probe: RwLock::new(None),
             fold: RwLock::new(Weak::<Nothing>::new()),
+            dropped_lines: OnceLock::new(),
         })
     }
 
@@ -99,13 +101,22 @@ impl Metrics {
 
     /// How often a limit was hit.
     pub fn limit_count(&self, limit: Limit) -> u64 {
-        let own = if limit == Limit::MetricSeries { self.flows.overflowed() } else { 0 };
+        let own = match limit {
+            Limit::MetricSeries => self.flows.overflowed(),
+            Limit::LogLines => self.dropped_lines.get().map_or(0, |lines| lines.load(Ordering::Relaxed)),
+            _ => 0,
+        };
         own + self.limits[limit as usize].load(Ordering::Relaxed)
     }
 
     /// Installs what other modules add to a scrape. Runs on the scraper's thread; must not block for long.
     pub fn set_probe(&self, probe: impl Fn() -> Probe + Send + Sync + 'static) {
         *self.probe.write() = Some(Box::new(probe));
+    }
+
+    /// Counts the lines that the log lost ([`super::logging::LogGuard::dropped_lines`]); the first call holds.
+    pub fn watch_log(&self, dropped: Arc<AtomicU64>) {
+        self.dropped_lines.get_or_init(|| dropped);
     }
 
     /// Connections open now, of one direction and path.
@@ -176,7 +187,6 @@ impl Metrics {
                 }
             }
         }
-        drop(family);
         encode_figures(encoder, &flows)
     }
 
@@ -185,11 +195,9 @@ impl Metrics {
         let help = "Component and version that serve this page";
         let mut family = encoder.encode_descriptor("istio_build", help, None, MetricType::Gauge)?;
         gauge(&mut family, &[("component", "nodemesh"), ("tag", version)], 1)?;
-        drop(family);
         let help = "Version of this agent";
         let mut family = encoder.encode_descriptor("nodemesh_build_info", help, None, MetricType::Gauge)?;
         gauge(&mut family, &[("version", version)], 1)?;
-        drop(family);
 
         let help = "Connections that the agent relays now";
         let mut family =
@@ -200,7 +208,6 @@ impl Metrics {
                 gauge(&mut family, &[("direction", direction.label()), ("path", path.label())], open)?;
             }
         }
-        drop(family);
         let help = "Connections that ended, by reason; `complete` is a good end";
         let mut family =
             encoder.encode_descriptor("nodemesh_connections_ended", help, None, MetricType::Counter)?;
@@ -215,13 +222,11 @@ impl Metrics {
                 }
             }
         }
-        drop(family);
         let help = "How often a named limit was hit";
         let mut family = encoder.encode_descriptor("nodemesh_limit_hits", help, None, MetricType::Counter)?;
         for limit in Limit::ALL {
             counter(&mut family, &[("limit", limit.label())], self.limit_count(limit))?;
         }
-        drop(family);
         let help = "Label sets that the traffic metrics hold";
         plain(encoder, "nodemesh_metric_label_sets", help, self.flows.len() as f64)
     }
@@ -250,7 +255,6 @@ impl Metrics {
         for (event, count) in probe.kernel {
             counter(&mut family, &[("event", event)], count)?;
         }
-        drop(family);
         let name = "nodemesh_certificate_expiration_timestamp_seconds";
         let mut family =
             encoder.encode_descriptor(name, "End of each certificate", None, MetricType::Gauge)?;
@@ -283,7 +287,6 @@ fn encode_figures(encoder: &mut DescriptorEncoder<'_>, flows: &[Arc<Flow>]) -> f
     for (flow, figures) in figures() {
         counter(&mut family, &flow.labels.with_flags("-"), figures.retransmits.load(Ordering::Relaxed))?;
     }
-    drop(family);
     let help = "Smoothed round-trip time at the end of connections that bypass the agent";
     let mut family =
         encoder.encode_descriptor("nodemesh_tcp_rtt_seconds", help, None, MetricType::Histogram)?;

@@ -47,7 +47,7 @@ fn without_time(line: &str) -> String {
 }
 
 fn write_all(log: AccessLog) {
-    let mut ended = |direction, path, reason| {
+    let ended = |direction, path, reason| {
         let mut facts = meta(direction, path);
         if path == Path::Plain {
             facts.source = Party::unknown("192.0.2.7:5000".parse().unwrap());

@@ -304,7 +304,7 @@ impl FlowTable {
 static HASHER: LazyLock<std::hash::RandomState> = LazyLock::new(std::hash::RandomState::new);
 
 thread_local! {
-    static CACHE: RefCell<Cache> = RefCell::new(Cache { slots: Vec::new() });
+    static CACHE: RefCell<Cache> = const { RefCell::new(Cache { slots: Vec::new() }) };
 }
 
 /// A direct-mapped cache of one thread: bounded, no locks, nothing to evict.
