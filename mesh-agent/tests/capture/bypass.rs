@@ -175,11 +175,13 @@ fn an_unenrolled_pod_that_takes_an_enrolled_pods_address_gets_no_bypass() {
         agent.handle().set_verdicts(&verdicts(&[(&client, target, KernelAction::Bypass)])).unwrap();
         // The real owner falls silent, so that the thief's packets find their way back to it.
         client.space.ip("link set eth0 down");
-        let (address, length) = (client.at(v6, 0).ip(), if v6 { "64 nodad" } else { "24" });
-        thief.space.ip(&format!("addr flush dev eth0"));
-        thief.space.ip(&format!("addr add {address}/{length} dev eth0", length = length.replace(" nodad", "")));
+        let (address, length) = (client.at(v6, 0).ip(), if v6 { 64 } else { 24 });
+        thief.space.ip("addr flush dev eth0");
+        thief.space.ip(&format!("addr add {address}/{length} dev eth0"));
         if v6 {
-            eventually("duplicate address detection", || !thief.space.output("addr show dev eth0").contains("tentative"));
+            eventually("duplicate address detection", || {
+                !thief.space.output("addr show dev eth0").contains("tentative")
+            });
         }
         let stolen = thief.space.connect(target).unwrap();
         let accepted = accept(&to, Kind::Inbound);
@@ -188,6 +190,27 @@ fn an_unenrolled_pod_that_takes_an_enrolled_pods_address_gets_no_bypass() {
         assert_eq!(agent.handle().opener(accepted.peer, accepted.local).unwrap(), None);
         client.space.ip("link set eth0 up");
         client.space.ip("-6 addr replace fd99::2/64 dev eth0 nodad");
+    }
+}
+
+#[test]
+fn a_multipath_flow_bypasses_like_any_other_or_goes_through_the_agent() {
+    let node = Node::new();
+    let (client, server) = (node.pod("client"), node.pod("server"));
+    let mut agent = Agent::new();
+    let app = server.space.listen("[::]:8080");
+    let _from = agent.enrol(&client);
+    let to = agent.enrol(&server);
+    let target = server.at(false, 8080);
+    agent.handle().set_verdicts(&verdicts(&[(&client, target, KernelAction::Bypass)])).unwrap();
+    let make = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, Some(262.into()));
+    let Ok(socket) = client.space.netns.run(make).unwrap() else { return };
+    socket.connect_timeout(&target.into(), Duration::from_secs(3)).unwrap();
+    eprintln!("flows {:?}", agent.handle().flows().unwrap());
+    if agent.handle().flows().unwrap().is_empty() {
+        accept(&to, Kind::Inbound);
+    } else {
+        accept_app(&app);
     }
 }
 

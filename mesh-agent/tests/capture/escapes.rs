@@ -58,7 +58,13 @@ fn a_source_bound_or_dontroute_or_nonblocking_socket_is_captured_too() {
         let on: libc::c_int = 1;
         // SAFETY: a live value of the size given.
         let set = unsafe {
-            libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_DONTROUTE, (&raw const on).cast(), 4)
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_DONTROUTE,
+                (&raw const on).cast(),
+                4,
+            )
         };
         assert_eq!(set, 0);
         socket.set_nonblocking(true).unwrap();
@@ -94,7 +100,10 @@ fn multipath_tcp_is_captured_or_not_to_be_had() {
         let socket = match pod.space.netns.run(make).unwrap() {
             Ok(socket) => socket,
             Err(error) => {
-                assert!(matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::ENOPROTOOPT)), "{error}");
+                assert!(
+                    matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::ENOPROTOOPT)),
+                    "{error}"
+                );
                 continue;
             }
         };
@@ -111,7 +120,12 @@ fn a_pod_reaches_itself_by_loopback_and_by_its_own_address_without_the_agent() {
     let mut agent = Agent::new();
     let enrolled = agent.enrol(&pod);
     let app = pod.space.listen("[::]:8080");
-    for to in ["127.0.0.1:8080".parse().unwrap(), "[::1]:8080".parse().unwrap(), pod.at(false, 8080), pod.at(true, 8080)] {
+    for to in [
+        "127.0.0.1:8080".parse().unwrap(),
+        "[::1]:8080".parse().unwrap(),
+        pod.at(false, 8080),
+        pod.at(true, 8080),
+    ] {
         let mut client = pod.space.connect(to).unwrap();
         let (mut served, peer) = accept_app(&app);
         assert_eq!(peer, client.local_addr().unwrap());
@@ -120,7 +134,10 @@ fn a_pod_reaches_itself_by_loopback_and_by_its_own_address_without_the_agent() {
     assert!(accept_within(&enrolled, Kind::Inbound, Duration::ZERO).is_none());
     for port in [15001, 15006, 15008] {
         assert_eq!(errno(pod.space.connect(pod.at(false, port))), Some(libc::ECONNREFUSED));
-        assert_eq!(errno(pod.space.connect(format!("127.0.0.1:{port}").parse().unwrap())), Some(libc::ECONNREFUSED));
+        assert_eq!(
+            errno(pod.space.connect(format!("127.0.0.1:{port}").parse().unwrap())),
+            Some(libc::ECONNREFUSED)
+        );
     }
 }
 
@@ -198,6 +215,28 @@ async fn listeners_from_before_the_enrolment_count_and_are_forgotten_when_the_ta
         assert_eq!(event, wanted);
     }
     eventually("nothing is listed", || agent.handle().listening(to.cookie).unwrap().is_empty());
+}
+
+#[test]
+fn an_address_the_mesh_was_not_told_about_is_no_way_out() {
+    let node = Node::new();
+    let (pod, outside) = (node.pod("a"), node.pod("outside"));
+    let server = outside.space.listen("[::]:8080");
+    let mut agent = Agent::new();
+    let mut attachment = pod.attachment();
+    attachment.addresses = vec![pod.v4];
+    let enrolled = agent.capture().enrol(&attachment).unwrap();
+    let _client = pod.space.connect(outside.at(true, 8080)).unwrap();
+    assert_eq!(accept(&enrolled, Kind::Outbound).local, outside.at(true, 8080));
+    drop(_client);
+    // And the other way about: IPv4, where the route names no source, is refused rather than let out.
+    drop(enrolled);
+    agent.capture().withdraw(&pod.id).unwrap();
+    attachment.addresses = vec![pod.v6];
+    let _enrolled = agent.capture().enrol(&attachment).unwrap();
+    assert!(pod.space.connect(outside.at(false, 8080)).is_err());
+    server.set_nonblocking(true).unwrap();
+    assert!(server.accept().is_err());
 }
 
 #[test]
