@@ -19,6 +19,7 @@ const MAP_LOOKUP_AND_DELETE_ELEM: u32 = 21;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
+const LINK_DETACH: u32 = 34;
 
 /// Where a program attaches (`enum bpf_attach_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,6 +200,13 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     let mut attr = Attr::new().fd(0, link).fd(4, program);
     // SAFETY: no pointers.
     unsafe { attr.call(LINK_UPDATE) }.map(drop)
+}
+
+/// Takes a link's program off its target, now: a link that is merely dropped goes at some later moment.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = Attr::new().fd(0, link);
+    // SAFETY: no pointers.
+    unsafe { attr.call(LINK_DETACH) }.map(drop)
 }
 
 /// Ids of the programs attached to a target.

@@ -17,7 +17,8 @@ use super::object::{self, STEER};
 use super::{Capture, Enrolled, PodAttachment, Record, WorkerListeners, listeners};
 use crate::model::WorkloadId;
 use crate::net::netns::NetNs;
-use crate::net::{route, sysctl};
+use crate::net::route::{self, Family};
+use crate::net::sysctl;
 
 /// The pods this agent has enrolled, and what an agent before has left in the kernel.
 #[derive(Debug)]
@@ -190,10 +191,10 @@ fn prepare_namespace(pod: &PodAttachment, record: &mut Record) -> Result<(), Cap
     let inside = || -> Result<SavedSettings, CaptureError> {
         let saved = sysctl::prepare()
             .map_err(|source| CaptureError::Settings { workload: pod.id.clone(), source })?;
-        for address in &pod.addresses {
-            route::add(*address).map_err(|source| CaptureError::Route {
+        for family in Family::both(&pod.addresses) {
+            route::add(family).map_err(|source| CaptureError::Route {
                 workload: pod.id.clone(),
-                address: *address,
+                family,
                 source,
             })?;
         }
@@ -216,7 +217,7 @@ fn attach_steering(capture: &Capture, pod: &PodAttachment, record: &Record) -> R
     let program = object::load_program(&mut object, STEER)?;
     let pin = steer_pin(capture, record.slot);
     if !capture.pods.inherited.contains_key(&record.cookie) {
-        object::unpin(&pin)?;
+        object::detach(&pin)?;
     }
     object::attach(&program, record.netns.as_fd(), AttachType::SkLookup, &pin).map_err(|source| {
         CaptureError::Attach { program: STEER, target: format!("the namespace of {}", pod.id), source }
@@ -261,7 +262,7 @@ pub(super) fn withdraw(capture: &mut Capture, id: &WorkloadId) -> Result<(), Cap
         entry.flags = 0;
         maps.pods.set(&cookie, &entry).map_err(access("PODS"))?;
     }
-    object::unpin(&steer_pin(capture, slot))?;
+    object::detach(&steer_pin(capture, slot))?;
     for address in addresses {
         let key = Address::from(address).0;
         // The address may belong to another pod by now.
@@ -282,10 +283,10 @@ pub(super) fn release(capture: &mut Capture, id: &WorkloadId) -> Result<(), Capt
     let record = capture.pods.records.remove(id).ok_or_else(unknown)?;
     let maps = &capture.shared.maps;
     let inside = || -> Result<(), CaptureError> {
-        for address in &record.addresses {
-            route::remove(*address).map_err(|source| CaptureError::Route {
+        for family in Family::both(&record.addresses) {
+            route::remove(family).map_err(|source| CaptureError::Route {
                 workload: id.clone(),
-                address: *address,
+                family,
                 source,
             })?;
         }
@@ -307,7 +308,7 @@ pub(super) fn prune(capture: &mut Capture) -> Result<usize, CaptureError> {
     let maps = &capture.shared.maps;
     for (cookie, entry) in &inherited {
         maps.pods.remove(cookie).map_err(access("PODS"))?;
-        object::unpin(&steer_pin(capture, entry.slot))?;
+        object::detach(&steer_pin(capture, entry.slot))?;
         listeners::unregister(maps, entry.slot)?;
         listeners::forget(maps, entry.slot).map_err(access("LISTEN"))?;
         for (address, local) in maps.local.entries().map_err(access("LOCAL"))? {

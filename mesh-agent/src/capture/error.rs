@@ -1,10 +1,10 @@
 //! What can keep capture from working, each with its remedy.
 
 use std::io;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::model::WorkloadId;
+use crate::net::route::Family;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -74,8 +74,8 @@ pub enum CaptureError {
     PortTaken { workload: WorkloadId, port: u16 },
     #[error("cannot listen on port {port} inside {workload}: {source}")]
     Listen { workload: WorkloadId, port: u16, source: io::Error },
-    #[error("the return route of {address} in the namespace of {workload}: {source}")]
-    Route { workload: WorkloadId, address: IpAddr, source: io::Error },
+    #[error("the return route ({family:?}) in the namespace of {workload}: {source}")]
+    Route { workload: WorkloadId, family: Family, source: io::Error },
     #[error("the network settings of {workload}: {source}")]
     Settings { workload: WorkloadId, source: io::Error },
     #[error("the sockets of {workload} cannot be listed: {source}")]

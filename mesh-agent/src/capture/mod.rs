@@ -204,7 +204,7 @@ impl Capture {
         }
         keep_first(self.prune().map(drop));
         for (_, pin, _) in object::CGROUP_PROGRAMS {
-            keep_first(object::unpin(&pin_path(&self.config.bpf_dir, pin)));
+            keep_first(object::detach(&pin_path(&self.config.bpf_dir, pin)));
         }
         for name in NAMES {
             keep_first(object::unpin(&pin_path(&self.config.bpf_dir, name)));

@@ -82,6 +82,19 @@ fn pinned_link(pin: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Takes a pinned program off its target and removes the pin; one that is not there is no error.
+pub(super) fn detach(pin: &Path) -> Result<(), CaptureError> {
+    let failed = |source| CaptureError::Path { path: pin.to_path_buf(), source };
+    if let Some(link) = pinned_link(pin).map_err(failed)? {
+        match bpf::link_detach(link.as_fd()) {
+            // Already off: its namespace is gone.
+            Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => return Err(failed(error)),
+            _ => {}
+        }
+    }
+    unpin(pin)
+}
+
 /// Removes a pin; one that is not there is no error.
 pub(super) fn unpin(pin: &Path) -> Result<(), CaptureError> {
     match fs::remove_file(pin) {

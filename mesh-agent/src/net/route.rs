@@ -22,24 +22,67 @@ use super::netlink;
 /// The loopback device has this index in every namespace.
 pub const LOOPBACK_INDEX: u32 = 1;
 
-/// Sets up the rule and the route for one of the pod's addresses (the source of what it opens), and
-/// brings the loopback device up. What is already there stays.
-pub fn add(address: IpAddr) -> io::Result<()> {
+/// A family, with the pod's address in it: the source of what the pod opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    V4(Option<Ipv4Addr>),
+    V6(Option<Ipv6Addr>),
+}
+
+impl Family {
+    /// Both families, each with the first of these addresses that belongs to it.
+    ///
+    /// A family without an address needs the route as well: a pod may have an address there that nobody
+    /// told the mesh about (router advertisements), and what it opens from that one must not escape.
+    pub fn both(addresses: &[IpAddr]) -> [Self; 2] {
+        let v4 = addresses.iter().find_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        });
+        let v6 = addresses.iter().find_map(|address| match address {
+            IpAddr::V6(v6) => Some(*v6),
+            IpAddr::V4(_) => None,
+        });
+        [Self::V4(v4), Self::V6(v6)]
+    }
+
+    fn number(self) -> AddressFamily {
+        match self {
+            Self::V4(_) => AddressFamily::Inet,
+            Self::V6(_) => AddressFamily::Inet6,
+        }
+    }
+
+    fn address(self) -> Option<IpAddr> {
+        match self {
+            Self::V4(address) => address.map(IpAddr::V4),
+            Self::V6(address) => address.map(IpAddr::V6),
+        }
+    }
+}
+
+/// Sets up the rule and the route of a family, and brings the loopback device up. What is already there
+/// stays; a family that the kernel or the namespace does without needs nothing.
+pub fn add(family: Family) -> io::Result<()> {
     let socket = netlink::open(NETLINK_ROUTE)?;
     loopback_up(&socket)?;
     let create = NLM_F_CREATE | NLM_F_REPLACE;
-    send(&socket, create, RouteNetlinkMessage::NewRoute(route(address)))?;
-    let rule = RouteNetlinkMessage::NewRule(rule(address));
-    ignore(send(&socket, NLM_F_CREATE | NLM_F_EXCL, rule), &[libc::EEXIST])
+    let absent: &[i32] = if family.address().is_none() { ABSENT } else { &[] };
+    ignore(send(&socket, create, RouteNetlinkMessage::NewRoute(route(family))), absent)?;
+    let rule = RouteNetlinkMessage::NewRule(rule(family));
+    ignore(ignore(send(&socket, NLM_F_CREATE | NLM_F_EXCL, rule), &[libc::EEXIST]), absent)
 }
 
 /// Takes both away again. What is already gone is no error.
-pub fn remove(address: IpAddr) -> io::Result<()> {
-    const GONE: &[i32] = &[libc::ENOENT, libc::ESRCH, libc::EAFNOSUPPORT];
+pub fn remove(family: Family) -> io::Result<()> {
+    const GONE: &[i32] = &[libc::ENOENT, libc::ESRCH];
     let socket = netlink::open(NETLINK_ROUTE)?;
-    ignore(send(&socket, 0, RouteNetlinkMessage::DelRule(rule(address))), GONE)?;
-    ignore(send(&socket, 0, RouteNetlinkMessage::DelRoute(route(address))), GONE)
+    ignore(ignore(send(&socket, 0, RouteNetlinkMessage::DelRule(rule(family))), GONE), ABSENT)?;
+    ignore(ignore(send(&socket, 0, RouteNetlinkMessage::DelRoute(route(family))), GONE), ABSENT)
 }
+
+/// How a kernel without a family, or a namespace where it is switched off, answers.
+const ABSENT: &[i32] = &[libc::EAFNOSUPPORT, libc::EOPNOTSUPP, libc::EACCES, libc::EPERM, libc::ENODEV];
 
 fn loopback_up(socket: &Socket) -> io::Result<()> {
     let mut message = LinkMessage::default();
@@ -49,16 +92,9 @@ fn loopback_up(socket: &Socket) -> io::Result<()> {
     send(socket, 0, RouteNetlinkMessage::SetLink(message))
 }
 
-fn family_of(address: IpAddr) -> AddressFamily {
-    match address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    }
-}
-
-fn rule(address: IpAddr) -> RuleMessage {
+fn rule(family: Family) -> RuleMessage {
     let mut message = RuleMessage::default();
-    message.header.family = family_of(address);
+    message.header.family = family.number();
     message.header.action = RuleAction::ToTable;
     // The header has one byte for the table; the attribute carries the whole number.
     message.header.table = RouteHeader::RT_TABLE_UNSPEC;
@@ -73,23 +109,23 @@ fn rule(address: IpAddr) -> RuleMessage {
 
 /// `local default dev lo`, with the pod's address as preferred source: without one, what the pod opens
 /// would take its destination as its own address.
-fn route(address: IpAddr) -> RouteMessage {
+fn route(family: Family) -> RouteMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = family_of(address);
+    message.header.address_family = family.number();
     message.header.table = RouteHeader::RT_TABLE_UNSPEC;
     message.header.protocol = RouteProtocol::Static;
     message.header.scope = RouteScope::Host;
     message.header.kind = RouteType::Local;
-    let any = match address {
-        IpAddr::V4(_) => RouteAddress::Inet(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => RouteAddress::Inet6(Ipv6Addr::UNSPECIFIED),
+    let any = match family {
+        Family::V4(_) => RouteAddress::Inet(Ipv4Addr::UNSPECIFIED),
+        Family::V6(_) => RouteAddress::Inet6(Ipv6Addr::UNSPECIFIED),
     };
     message.attributes = vec![
         RouteAttribute::Destination(any),
         RouteAttribute::Oif(LOOPBACK_INDEX),
-        RouteAttribute::PrefSource(address.into()),
         RouteAttribute::Table(ROUTE_TABLE),
     ];
+    message.attributes.extend(family.address().map(|address| RouteAttribute::PrefSource(address.into())));
     message
 }
 

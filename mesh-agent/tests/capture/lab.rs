@@ -2,11 +2,12 @@
 //! so a panic leaves nothing behind; the pins are removed when the lab is dropped.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use mesh_agent::capture::{Capture, CaptureConfig, CaptureHandle, Enrolled, PodAt
 use mesh_agent::model::WorkloadId;
 use mesh_agent::net::netns::NetNs;
 use mesh_agent::net::sock;
+use parking_lot::Mutex;
 
 pub(crate) const WORKERS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -27,6 +29,7 @@ pub(crate) struct Space {
 
 impl Space {
     pub(crate) fn new() -> Self {
+        shell();
         let make = || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             File::open("/proc/thread-self/ns/net").unwrap()
@@ -42,18 +45,22 @@ impl Space {
     }
 
     pub(crate) fn ip(&self, line: &str) {
-        let output = self.netns.run(|| Command::new("ip").args(line.split(' ')).output()).unwrap().unwrap();
-        assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
+        let (code, output) = shell().lock().ip(&self.path(), line);
+        assert_eq!(code, "0", "ip {line}: {output}");
     }
 
     pub(crate) fn output(&self, line: &str) -> String {
-        let output = self.netns.run(|| Command::new("ip").args(line.split(' ')).output()).unwrap().unwrap();
-        String::from_utf8(output.stdout).unwrap()
+        shell().lock().ip(&self.path(), line).1
     }
 
     pub(crate) fn sysctl(&self, name: &str) -> String {
         let read = || std::fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap();
         self.netns.run(read).unwrap().trim().to_owned()
+    }
+
+    pub(crate) fn set_sysctl(&self, name: &str, value: &str) {
+        let write = || std::fs::write(format!("/proc/sys/net/{name}"), value).unwrap();
+        self.netns.run(write).unwrap();
     }
 
     pub(crate) fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
@@ -93,6 +100,40 @@ impl Pod {
             netns: self.space.path(),
             addresses: vec![self.v4, self.v6],
             fail_closed: true,
+        }
+    }
+}
+
+/// Runs `ip` for all tests, from a process of its own. A child of the tests' process would hold, until it
+/// has become `ip`, whatever socket another test is closing at that moment.
+struct Shell {
+    process: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+fn shell() -> &'static Mutex<Shell> {
+    static SHELL: OnceLock<Mutex<Shell>> = OnceLock::new();
+    SHELL.get_or_init(|| {
+        let piped = |command: &mut Command| command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut process = piped(&mut Command::new("sh")).unwrap();
+        let answers = BufReader::new(process.stdout.take().unwrap());
+        Mutex::new(Shell { process, answers })
+    })
+}
+
+impl Shell {
+    /// Exit code and output of `ip` inside a namespace.
+    fn ip(&mut self, netns: &Path, line: &str) -> (String, String) {
+        let command = format!("nsenter --net={} ip {line} 2>&1; echo \"exit $?\"\n", netns.display());
+        self.process.stdin.as_mut().unwrap().write_all(command.as_bytes()).unwrap();
+        let mut output = String::new();
+        loop {
+            let mut answer = String::new();
+            assert_ne!(self.answers.read_line(&mut answer).unwrap(), 0, "the shell is gone");
+            if let Some(code) = answer.strip_prefix("exit ") {
+                return (code.trim().to_owned(), output);
+            }
+            output.push_str(&answer);
         }
     }
 }
@@ -178,7 +219,7 @@ impl Agent {
     }
 }
 
-pub(crate) fn config(dir: &std::path::Path) -> CaptureConfig {
+pub(crate) fn config(dir: &Path) -> CaptureConfig {
     CaptureConfig { bpf_dir: dir.to_path_buf(), workers: WORKERS, cgroup_root: None }
 }
 

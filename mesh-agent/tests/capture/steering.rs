@@ -73,3 +73,35 @@ fn the_hbone_port_reaches_its_listener_and_the_other_mesh_ports_are_closed_to_th
         }
     }
 }
+
+#[test]
+fn strict_reverse_path_filters_let_every_path_through() {
+    let node = Node::new();
+    let (pod, outside) = (node.pod("a"), node.pod("outside"));
+    let mut agent = Agent::new();
+    let enrolled = agent.enrol(&pod);
+    for device in ["all", "eth0", "lo"] {
+        pod.space.set_sysctl(&format!("ipv4/conf/{device}/rp_filter"), "1");
+    }
+    let _app = pod.space.listen("0.0.0.0:8080");
+    let _captured = pod.space.connect("203.0.113.7:80".parse().unwrap()).unwrap();
+    accept(&enrolled, Kind::Outbound);
+    let _client = outside.space.connect(pod.at(false, 8080)).unwrap();
+    let accepted = accept(&enrolled, Kind::Inbound);
+    leg(&agent.handle(), &enrolled, &accepted).unwrap();
+}
+
+#[test]
+fn a_leg_to_a_port_that_has_closed_is_refused_at_once() {
+    let node = Node::new();
+    let (pod, outside) = (node.pod("a"), node.pod("outside"));
+    let mut agent = Agent::new();
+    let enrolled = agent.enrol(&pod);
+    for v6 in [false, true] {
+        let app = pod.space.listen("[::]:8080");
+        let _client = outside.space.connect(pod.at(v6, 8080)).unwrap();
+        let accepted = accept(&enrolled, Kind::Inbound);
+        drop(app);
+        assert_eq!(errno(leg(&agent.handle(), &enrolled, &accepted)), Some(libc::ECONNREFUSED));
+    }
+}
