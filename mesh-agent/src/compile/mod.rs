@@ -350,4 +350,6 @@ impl<'a> Head<'a> {
 }
 
 #[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
 mod tests;
