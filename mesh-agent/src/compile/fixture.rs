@@ -10,7 +10,7 @@ pub(crate) fn compile_for(mesh: &MeshSettings, text: &str) -> Compiled {
     let mut all = Compiled::default();
     for (index, chunk) in text.split("---\n").enumerate() {
         let source = format!("test.yaml:{}", index + 1);
-        let value: Value = serde_saphyr::from_str(chunk).unwrap();
+        let value: Value = yaml(chunk).unwrap();
         let one = document(&Context { mesh, source: &source }, &value);
         all.objects.extend(one.objects);
         all.diagnostics.extend(one.diagnostics);

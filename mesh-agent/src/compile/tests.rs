@@ -30,6 +30,15 @@ fn a_kind_that_is_not_built_yet_is_announced() {
     }
 }
 
+/// YAML 1.1 would read these names as booleans.
+#[test]
+fn a_name_is_a_text_even_if_it_looks_like_a_boolean() {
+    for name in ["n", "y", "on", "off", "yes", "no"] {
+        let text = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n");
+        assert_eq!(&*compile(&text).objects[0].0.name, name);
+    }
+}
+
 #[test]
 fn kinds_that_are_none_of_the_meshs_business_are_no_warning() {
     let compiled = compile("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n");
