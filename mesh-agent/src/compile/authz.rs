@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::security_object::{check, report, salvage_selector, selector};
+use super::security_object::{check, report, salvage_selector, selector, with_spec};
 use super::values::{Fault, Lists, account, block, fault, pattern, port, principal, read};
 use super::{Compiled, Head, Kind, Object, typed};
 use crate::api::istio::security::{self as api, AuthorizationPolicy};
@@ -13,6 +13,7 @@ use crate::model::policy::{AuthzRule, AuthzScope, Condition, Operation, Source};
 use crate::model::{AuthzAction, AuthzPolicy, PolicyRef};
 
 pub(super) fn compile(head: &Head<'_>, value: &Value, out: &mut Compiled) {
+    let value = &with_spec(value);
     let mut faults = check::<AuthorizationPolicy>(head, value);
     let policy = match typed::read::<AuthorizationPolicy>(head, value) {
         Ok(object) => Some(understood(head, &object, &mut faults)),

@@ -176,6 +176,22 @@ pub struct Context<'a> {
     pub source: &'a str,
 }
 
+/// One YAML document as it is written; the error with its line, counted from 1.
+pub fn yaml(text: &str) -> Result<Value, (Option<usize>, String)> {
+    let options = serde_saphyr::options! {
+        // Two equal keys must not silently become one: the author meant both.
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
+        // A name such as `n` or `on` is a text; only true and false are booleans (YAML 1.2).
+        strict_booleans: true,
+        with_snippet: false,
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let line = error.location().and_then(|location| usize::try_from(location.line()).ok());
+        let message = error.without_snippet().to_string();
+        (line, message.lines().next().unwrap_or_default().to_owned())
+    })
+}
+
 /// Compiles one document; a `List` gives several objects, a kind the mesh does not read gives none.
 pub fn document(context: &Context<'_>, value: &Value) -> Compiled {
     let mut out = Compiled::default();
@@ -349,5 +365,7 @@ impl<'a> Head<'a> {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::security_object::{check, report, salvage_selector, selector};
+use super::security_object::{check, report, salvage_selector, selector, with_spec};
 use super::values::{Fault, fault, port};
 use super::{Compiled, Head, Kind, Object, pod, typed};
 use crate::api::istio::security::{MutualTls, MutualTlsMode, PeerAuthentication};
 use crate::model::{Labels, MtlsMode, PeerAuth, PolicyRef};
 
 pub(super) fn compile(head: &Head<'_>, value: &Value, out: &mut Compiled) {
+    let value = &with_spec(value);
     let mut faults = check::<PeerAuthentication>(head, value);
     let read = typed::read::<PeerAuthentication>(head, value);
     let compiled = match read {

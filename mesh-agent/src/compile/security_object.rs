@@ -39,6 +39,15 @@ pub(super) fn check<T: DeserializeOwned>(head: &Head<'_>, value: &Value) -> Vec<
     faults
 }
 
+/// The object with `spec: {}` where it has none, which Istio takes for the same.
+pub(super) fn with_spec(value: &Value) -> Value {
+    let mut value = value.clone();
+    if let Some(object) = value.as_object_mut() {
+        object.entry("spec").or_insert_with(|| Value::Object(serde_json::Map::new()));
+    }
+    value
+}
+
 /// A null reads as «absent», which for `from:` would be «anybody»: more likely the file is not finished.
 fn nulls(path: &str, value: &Value, faults: &mut Vec<Fault>) {
     match value {

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::{Diagnostic, Head};
 
-/// Fields that a manifest may carry and no one but the API server writes or reads.
-const SERVER_FIELDS: [&str; 2] = ["status", "metadata.managedFields"];
+/// Fields that every manifest may carry: the type's name (read by `Head`), and what the API server writes.
+const KNOWN_FIELDS: [&str; 4] = ["apiVersion", "kind", "status", "metadata.managedFields"];
 
 /// The typed object, or the diagnostic that says which field does not fit.
 pub(super) fn read<T: DeserializeOwned>(head: &Head<'_>, value: &Value) -> Result<T, Diagnostic> {
@@ -24,7 +24,7 @@ pub(super) fn unknown<T: DeserializeOwned>(value: &Value) -> Vec<String> {
     let mut paths = Vec::new();
     // Whether it fits at all is `read`'s answer.
     drop(serde_ignored::deserialize::<_, _, T>(value, |path| paths.push(plain(&path))));
-    paths.retain(|path| !SERVER_FIELDS.iter().any(|server| is_under(path, server)));
+    paths.retain(|path| !KNOWN_FIELDS.iter().any(|known| is_under(path, known)));
     paths
 }
 

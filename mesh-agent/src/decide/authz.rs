@@ -143,6 +143,3 @@ impl Attributes<'_> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -47,6 +47,3 @@ pub fn kernel_verdict<S: Snapshot + ?Sized>(
         Some(reason) => KernelVerdict::Refuse(reason),
     }
 }
-
-#[cfg(test)]
-mod tests;

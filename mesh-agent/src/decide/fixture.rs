@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::model::policy::{AuthzRule, AuthzScope, Source, StringMatch, Values};
-use crate::model::{AuthzAction, Identity, ServiceId};
+use crate::model::{AuthzAction, Identity};
 
 #[derive(Default)]
 pub(crate) struct Mesh {
@@ -87,22 +87,4 @@ pub(crate) fn from_blocks(any: &[&str], none: &[&str]) -> AuthzRule {
 pub(crate) fn from_principal(pattern: StringMatch) -> AuthzRule {
     let principals = Values { any: vec![pattern], none: Vec::new() };
     AuthzRule { from: vec![Source { principals, ..Source::default() }], ..AuthzRule::default() }
-}
-
-/// A Service of `shop` with one port and these endpoints.
-pub(crate) fn service(name: &str, vip: &str, endpoints: Vec<crate::model::Endpoint>) -> Arc<Service> {
-    Arc::new(Service {
-        id: ServiceId(format!("shop/{name}").into()),
-        name: name.into(),
-        namespace: "shop".into(),
-        hostname: format!("{name}.shop.svc.cluster.local").into(),
-        vips: vec![vip.parse().unwrap()],
-        ports: vec![crate::model::ServicePort {
-            name: "http".into(),
-            port: 80,
-            protocol: crate::model::AppProtocol::Http,
-            endpoints: endpoints.into(),
-        }],
-        balance: crate::model::Balance::LeastRequest,
-    })
 }

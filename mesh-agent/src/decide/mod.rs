@@ -1,7 +1,7 @@
 //! Pure decisions: may this connection be, where does it go, which endpoint takes it.
 //! Owns: authorization, peer authentication, the outbound plan, the transport, balancing, the bypass verdict.
 //! Never: I/O, clocks, locks, randomness (a random number comes in as an argument), or knowledge of how the
-//! world is stored. Called by `proxy`, `capture`'s verdict filler, `observe` (re-judging) and `explain`.
+//! world is stored. The tables of Istio's semantics are tested from YAML to verdict in `world/tests`. Called by `proxy`, `capture`'s verdict filler, `observe` (re-judging) and `explain`.
 
 use std::net::IpAddr;
 use std::sync::Arc;

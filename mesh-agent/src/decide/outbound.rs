@@ -125,6 +125,3 @@ pub fn transport<'a, S: Snapshot + ?Sized>(
     }
     if &*dst.node == node { Transport::Local(Arc::clone(dst)) } else { Transport::Hbone(Arc::clone(dst)) }
 }
-
-#[cfg(test)]
-mod tests;

@@ -70,6 +70,3 @@ fn in_scope(policy: &PeerAuth, root: &str, dst: &Workload, level: Level) -> bool
 pub fn selects(selector: &Labels, labels: &Labels) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
-
-#[cfg(test)]
-mod tests;

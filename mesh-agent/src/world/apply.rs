@@ -295,6 +295,3 @@ fn unfile<K: Ord + Clone>(map: &mut OrdMap<K, OrdSet<ServiceId>>, key: &K, id: &
         map.remove(key);
     }
 }
-
-#[cfg(test)]
-mod tests;

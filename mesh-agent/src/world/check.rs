@@ -61,6 +61,3 @@ fn key(kind: Kind, policy: &PolicyRef) -> ObjectKey {
         name: std::sync::Arc::clone(&policy.name),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -46,6 +46,3 @@ impl WorldStore {
         });
     }
 }
-
-#[cfg(test)]
-mod tests;

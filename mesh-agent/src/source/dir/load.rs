@@ -385,6 +385,3 @@ fn emptied(name: &str) -> Diagnostic {
         remedy: "remove the file if its objects are to go".to_owned(),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -61,7 +61,7 @@ pub(super) fn file(mesh: &MeshSettings, name: &str, text: &str, salvage: bool) -
         let number = content.documents;
         let source = format!("{name}:{number}");
         let context = Context { mesh, source: &source };
-        match yaml(chunk) {
+        match compile::yaml(chunk) {
             Ok(Value::Null) => {}
             Ok(value) => content.add(&source, number, compile::document(&context, &value)),
             Err((at, message)) => {
@@ -82,20 +82,6 @@ pub(super) fn file(mesh: &MeshSettings, name: &str, text: &str, salvage: bool) -
         }
     }
     content
-}
-
-/// One document; the error with its line in the chunk, counted from 1.
-fn yaml(chunk: &str) -> Result<Value, (Option<usize>, String)> {
-    // Two equal keys must not silently become one: the author meant both.
-    let options = serde_saphyr::options! {
-        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
-        with_snippet: false,
-    };
-    serde_saphyr::from_str_with_options(chunk, options).map_err(|error| {
-        let line = error.location().and_then(|location| usize::try_from(location.line()).ok());
-        let text = error.without_snippet().to_string();
-        (line, text.lines().next().unwrap_or_default().to_owned())
-    })
 }
 
 /// The documents with the number of lines before each. A `---` at the start of a line always separates (YAML 9.1.2),
