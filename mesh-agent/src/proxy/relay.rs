@@ -26,7 +26,7 @@ use legs::TcpLeg;
 use pump::{Fault, FromTunnel, TcpToTcp, ToTunnel};
 
 pub use buffer::{POOLED_BUFFERS_MAX, RELAY_BUFFER_BYTES};
-pub use pump::{GATHER_MAX_BYTES, GATHER_MAX_CHUNKS};
+pub use pump::{GATHER_MAX_CHUNKS, MERGE_BELOW_BYTES};
 
 /// Longest time until a relay whose one end cannot take more notices that the other end was reset: a socket
 /// that nobody reads tells nobody.

@@ -37,7 +37,7 @@ async fn flood(mesh: &Mesh, handler_delay: bool, flood: impl Fn(u32) -> Vec<u8>)
             count.set(count.get() + 1);
             async move {
                 if handler_delay {
-                    drop(responder.cancelled().await);
+                    let _ = responder.cancelled().await;
                 }
             }
         }),

@@ -1,4 +1,4 @@
-use super::super::coalesce::{Coalesce, IoState};
+use super::super::coalesce::{Coalesce, GATHER_MAX_BYTES, IoState};
 use super::super::testing::*;
 use super::super::*;
 use bytes::Bytes;
@@ -176,7 +176,7 @@ fn writes_and_flushes_of_one_turn_leave_as_one_and_a_flush_does_leave() {
         wrapped.flush().await.unwrap();
         assert_eq!((writes.get(), io.writes.get()), (1, 1));
         // More than fits is handed on without waiting, a large write as it is.
-        let large = vec![1; super::super::coalesce::GATHER_MAX_BYTES + 1];
+        let large = vec![1; GATHER_MAX_BYTES + 1];
         wrapped.write_all(&large).await.unwrap();
         assert_eq!(writes.get(), 2);
         wrapped.write_all(b"end").await.unwrap();

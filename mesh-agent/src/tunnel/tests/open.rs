@@ -213,7 +213,7 @@ fn a_client_that_gives_up_before_the_answer_is_noticed_and_its_tunnel_stays() {
         )
         .await;
         let pool = Pool::new(TunnelSettings::default());
-        let waited = tokio::time::timeout(std::time::Duration::from_millis(50), mesh.open(&pool, port.address));
+        let waited = tokio::time::timeout(Duration::from_millis(50), mesh.open(&pool, port.address));
         assert!(waited.await.is_err());
         until(|| *ends.borrow() == [StreamError::Reset]).await;
         assert_eq!(pool.stats(), PoolStats { tunnels: 1, streams: 0 });
