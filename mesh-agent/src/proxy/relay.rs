@@ -149,8 +149,8 @@ impl TcpSide {
     fn end_of(self, fault: Fault) -> RelayEnd {
         match (fault, self) {
             (Fault::Stream(StreamError::Lost(reason)), _) => RelayEnd::TunnelLost(reason),
-            (Fault::Stream(StreamError::Reset), TcpSide::Client) => RelayEnd::ServerReset,
-            (Fault::Stream(StreamError::Reset), TcpSide::Server) => RelayEnd::ClientReset,
+            (Fault::Stream(_), TcpSide::Client) => RelayEnd::ServerReset,
+            (Fault::Stream(_), TcpSide::Server) => RelayEnd::ClientReset,
             (Fault::Source | Fault::Sink, _) => self.tcp_reset(),
         }
     }

@@ -207,6 +207,13 @@ where
             if look == Look::Dead {
                 return Poll::Ready(Err(Failure::new(Reason::TunnelTimeout, "the peer answers no PING")));
             }
+            // The dialling side closes idle tunnels; this is for peers that do not.
+            let idle = live.streams.get() == 0 && live.last_used.get().elapsed() >= settings.idle_release * 2;
+            if idle && !draining {
+                draining = true;
+                connection.graceful_shutdown();
+                cx.waker().wake_by_ref();
+            }
         }
         Poll::Pending
     })

@@ -120,6 +120,21 @@ impl ToTunnel {
         stream: &mut Stream,
         count: &AtomicU64,
     ) -> Poll<Result<(), Fault>> {
+        match ready!(self.poll_rounds(cx, source, stream, count)) {
+            // What the application has still to say, nobody wants to hear: a good end, as with a closed socket.
+            Err(Fault::Stream(StreamError::Stopped)) => self.done = true,
+            result => return Poll::Ready(result),
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_rounds(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut TcpStream,
+        stream: &mut Stream,
+        count: &AtomicU64,
+    ) -> Poll<Result<(), Fault>> {
         let mut rounds = 0;
         while !self.done {
             ready!(share(cx, &mut rounds));

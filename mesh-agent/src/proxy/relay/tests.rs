@@ -225,7 +225,11 @@ fn a_reset_of_either_side_is_a_reset_for_the_other() {
                 }
                 reset(gone);
                 let read = left.read(&mut [0; 1]).await;
-                assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset, "{client_resets} {half_closed}");
+                assert_eq!(
+                    read.unwrap_err().kind(),
+                    ErrorKind::ConnectionReset,
+                    "{client_resets} {half_closed}"
+                );
                 let relays = if between == Between::Tunnel { 2 } else { 1 };
                 until(|| line.ends.borrow().len() == relays).await;
                 assert!(line.ends.borrow_mut().drain(..).all(|(_, found)| found == end));
@@ -285,7 +289,8 @@ fn a_lost_tunnel_resets_the_application_and_is_named() {
         let (mut client, near) = pair().await;
         let relay = spawn_local(async move {
             let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
-            tunnel(near, stream, TcpSide::Client, &RelayIo { sent: &sent, received: &received, idle: LONG }).await
+            tunnel(near, stream, TcpSide::Client, &RelayIo { sent: &sent, received: &received, idle: LONG })
+                .await
         });
         let (mut server, _) = setup.apps.accept().await.unwrap();
         middle.abort();

@@ -127,6 +127,37 @@ fn a_window_asked_for_and_ceded_serves_the_other_streams() {
     });
 }
 
+#[test]
+fn what_many_streams_send_in_one_turn_leaves_in_one_write() {
+    worker(async {
+        let mesh = Mesh::new().await;
+        let port = Port::new(&mesh.server, echo()).await;
+        let pool = Pool::new(TunnelSettings::default());
+        let mut streams = Vec::new();
+        for _ in 0..50 {
+            streams.push(mesh.open(&pool, port.address).await.unwrap());
+        }
+        ask(&mut streams[0], "settled").await;
+        let before = streams[0].tunnel_writes();
+        for _ in 0..10 {
+            for stream in &mut streams {
+                send(stream, Bytes::from_static(b"small")).await.unwrap();
+            }
+            for stream in &mut streams {
+                let mut left = 5;
+                while left > 0 {
+                    let bytes = recv(stream).await.unwrap().unwrap();
+                    stream.release(bytes.len());
+                    left -= bytes.len();
+                }
+            }
+        }
+        // 500 messages: one write for each round, and now and then a window update.
+        let writes = streams[0].tunnel_writes() - before;
+        assert!(writes <= 30, "{writes}");
+    });
+}
+
 /// Accepts everything and notes each write.
 struct Sink(Rc<Cell<usize>>, Vec<u8>);
 
