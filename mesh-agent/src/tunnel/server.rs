@@ -102,9 +102,9 @@ where
 {
     let settings = options.settings;
     let setup = tokio::time::timeout(settings.handshake_timeout, Box::pin(accept(tcp, config)));
-    let accepted = setup
-        .await
-        .map_err(|_| Failure::new(Reason::TlsHandshake, "the peer did not finish its handshake in time"))??;
+    let accepted = setup.await.map_err(|late| {
+        Failure::new(Reason::TlsHandshake, format!("the peer did not finish its handshake: {late}"))
+    })??;
     let Accepted { connection, peer, peer_addr, live } = accepted;
     let template = ConnectRequest {
         peer: peer.clone(),
