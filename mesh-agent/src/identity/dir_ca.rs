@@ -220,7 +220,8 @@ fn belongs_to(cert: &CertificateDer<'_>, key: &KeyPair) -> bool {
 }
 
 fn serial_number() -> Result<SerialNumber, String> {
-    let mut bytes: [u8; 16] = random_bytes().map_err(|_| "no randomness to be had".to_owned())?;
+    let mut bytes: [u8; 16] =
+        random_bytes().map_err(|error| format!("no randomness to be had: {error:?}"))?;
     // RFC 5280, 4.1.2.2: positive; a leading zero bit keeps it so, a set one next to it keeps its length.
     bytes[0] = (bytes[0] & 0x7f) | 0x40;
     Ok(SerialNumber::from_slice(&bytes))

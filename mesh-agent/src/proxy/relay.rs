@@ -26,7 +26,7 @@ use legs::TcpLeg;
 use pump::{Fault, FromTunnel, TcpToTcp, ToTunnel};
 
 pub use buffer::{POOLED_BUFFERS_MAX, RELAY_BUFFER_BYTES};
-pub use pump::{GATHER_MAX_BYTES, GATHER_MAX_CHUNKS};
+pub use pump::{GATHER_MAX_CHUNKS, MERGE_BELOW_BYTES};
 
 /// Longest time until a relay whose one end cannot take more notices that the other end was reset: a socket
 /// that nobody reads tells nobody.
@@ -149,8 +149,8 @@ impl TcpSide {
     fn end_of(self, fault: Fault) -> RelayEnd {
         match (fault, self) {
             (Fault::Stream(StreamError::Lost(reason)), _) => RelayEnd::TunnelLost(reason),
-            (Fault::Stream(StreamError::Reset), TcpSide::Client) => RelayEnd::ServerReset,
-            (Fault::Stream(StreamError::Reset), TcpSide::Server) => RelayEnd::ClientReset,
+            (Fault::Stream(_), TcpSide::Client) => RelayEnd::ServerReset,
+            (Fault::Stream(_), TcpSide::Server) => RelayEnd::ClientReset,
             (Fault::Source | Fault::Sink, _) => self.tcp_reset(),
         }
     }

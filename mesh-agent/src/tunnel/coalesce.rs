@@ -204,4 +204,3 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesce<T> {
         Pin::new(&mut this.inner).poll_shutdown(cx)
     }
 }
-

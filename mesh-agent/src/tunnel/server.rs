@@ -102,9 +102,9 @@ where
 {
     let settings = options.settings;
     let setup = tokio::time::timeout(settings.handshake_timeout, Box::pin(accept(tcp, config)));
-    let accepted = setup
-        .await
-        .map_err(|_| Failure::new(Reason::TlsHandshake, "the peer did not finish its handshake in time"))??;
+    let accepted = setup.await.map_err(|late| {
+        Failure::new(Reason::TlsHandshake, format!("the peer did not finish its handshake: {late}"))
+    })??;
     let Accepted { connection, peer, peer_addr, live } = accepted;
     let template = ConnectRequest {
         peer: peer.clone(),
@@ -206,6 +206,13 @@ where
         while let Poll::Ready(look) = keepalive.poll(cx, &live.io) {
             if look == Look::Dead {
                 return Poll::Ready(Err(Failure::new(Reason::TunnelTimeout, "the peer answers no PING")));
+            }
+            // The dialling side closes idle tunnels; this is for peers that do not.
+            let idle = live.streams.get() == 0 && live.last_used.get().elapsed() >= settings.idle_release * 2;
+            if idle && !draining {
+                draining = true;
+                connection.graceful_shutdown();
+                cx.waker().wake_by_ref();
             }
         }
         Poll::Pending

@@ -19,6 +19,9 @@ pub enum StreamError {
     /// The peer reset this stream: its TCP connection was reset.
     #[error("the peer reset the stream")]
     Reset,
+    /// The peer takes no more bytes and has said all it had to say (RFC 9113, 8.1: RST_STREAM with NO_ERROR).
+    #[error("the peer takes no more bytes")]
+    Stopped,
     /// The tunnel under it broke.
     #[error("the tunnel is lost: {0}")]
     Lost(Reason),
@@ -105,11 +108,11 @@ impl Stream {
         }
         self.recv.poll_data(cx).map(|item| match item {
             Some(Ok(bytes)) => Some(Ok(bytes)),
-            Some(Err(error)) => Some(Err(self.error(&error))),
-            None => {
-                self.recv_done = true;
-                None
-            }
+            Some(Err(error)) => match self.error(&error) {
+                StreamError::Stopped => self.received_all(),
+                error => Some(Err(error)),
+            },
+            None => self.received_all(),
         })
     }
 
@@ -165,12 +168,19 @@ impl Stream {
         self.recv_done = true;
     }
 
-    /// Ready when the peer resets the stream or the tunnel ends. For a relay that waits for its TCP side only.
+    /// Ready when the peer resets or stops the stream, or the tunnel ends. For a relay that waits for its TCP side only.
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
         self.send.poll_reset(cx).map(|result| match result {
+            Ok(h2::Reason::NO_ERROR) => StreamError::Stopped,
             Ok(_) => StreamError::Reset,
             Err(error) => self.error(&error),
         })
+    }
+
+    /// Writes that the tunnel has handed to TLS so far.
+    #[cfg(test)]
+    pub(super) fn tunnel_writes(&self) -> u64 {
+        self.guard.live().io.writes.get()
     }
 
     /// Whether both sides have finished.
@@ -186,6 +196,25 @@ impl Stream {
     }
 
     fn error(&self, error: &h2::Error) -> StreamError {
-        if error.is_reset() { StreamError::Reset } else { StreamError::Lost(self.guard.live().reason()) }
+        match error.reason() {
+            Some(h2::Reason::NO_ERROR) if error.is_reset() => StreamError::Stopped,
+            _ if error.is_reset() => StreamError::Reset,
+            _ => StreamError::Lost(self.guard.live().reason()),
+        }
+    }
+
+    fn received_all(&mut self) -> Option<Result<Bytes, StreamError>> {
+        self.recv_done = true;
+        None
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Said outright: what the engine would say by itself for a side that has finished sending is NO_ERROR,
+        // which the peer must take for a good end.
+        if !self.send_done || !(self.recv_done || self.recv.is_end_stream()) {
+            self.send.send_reset(h2::Reason::CANCEL);
+        }
     }
 }

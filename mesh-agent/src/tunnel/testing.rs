@@ -77,7 +77,7 @@ impl Port {
                 let (handler, ends, config) = (Rc::clone(&handler), Rc::clone(&ends), Arc::clone(&config));
                 let mut draining = draining.clone();
                 spawn_local(async move {
-                    let drain = async move { drop(draining.wait_for(|drain| *drain).await.is_ok()) };
+                    let drain = async move { drop(draining.wait_for(|drain| *drain).await) };
                     let options = ServeOptions { settings };
                     let end = serve(tcp, config, options, |c, r| handler(c, r), drain).await;
                     ends.borrow_mut().push(end);
@@ -110,7 +110,7 @@ pub(crate) fn echo() -> Handler {
                 return;
             }
         }
-        drop(stream.finish());
+        let _ = stream.finish();
     })
 }
 

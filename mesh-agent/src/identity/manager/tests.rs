@@ -15,8 +15,11 @@ async fn until(mut done: impl FnMut() -> bool) {
 async fn concurrent_fetches_share_one_request_and_later_ones_the_cache() {
     let authority = Authority::new();
     let web = identity("web");
-    let (a, b, c) =
-        tokio::join!(authority.manager.fetch(&web), authority.manager.fetch(&web), authority.manager.fetch(&web));
+    let (a, b, c) = tokio::join!(
+        authority.manager.fetch(&web),
+        authority.manager.fetch(&web),
+        authority.manager.fetch(&web)
+    );
     let a = a.unwrap();
     assert!(Arc::ptr_eq(&a, &b.unwrap()) && Arc::ptr_eq(&a, &c.unwrap()));
     assert!(Arc::ptr_eq(&a, &authority.manager.current(&web).unwrap()));

@@ -1,6 +1,7 @@
 //! One direction of a relay. Each pump polls until it would block, and yields after a share of work.
 
 use std::collections::VecDeque;
+use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +16,8 @@ use crate::tunnel::{Stream, StreamError};
 
 /// Chunks written to a socket in one system call.
 pub const GATHER_MAX_CHUNKS: usize = 16;
-/// Bytes taken from a tunnel's stream before they are written.
-pub const GATHER_MAX_BYTES: usize = 256 * 1024;
+/// Chunks smaller than this are copied together when they have to wait.
+pub const MERGE_BELOW_BYTES: usize = 4 * 1024;
 /// Rounds of one direction before the worker's other connections get their turn.
 const ROUNDS_MAX: usize = 4;
 
@@ -119,6 +120,21 @@ impl ToTunnel {
         stream: &mut Stream,
         count: &AtomicU64,
     ) -> Poll<Result<(), Fault>> {
+        match ready!(self.poll_rounds(cx, source, stream, count)) {
+            // What the application has still to say, nobody wants to hear: a good end, as with a closed socket.
+            Err(Fault::Stream(StreamError::Stopped)) => self.done = true,
+            result => return Poll::Ready(result),
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_rounds(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut TcpStream,
+        stream: &mut Stream,
+        count: &AtomicU64,
+    ) -> Poll<Result<(), Fault>> {
         let mut rounds = 0;
         while !self.done {
             ready!(share(cx, &mut rounds));
@@ -158,11 +174,15 @@ impl ToTunnel {
     }
 }
 
-/// Tunnel to socket. The peer's window opens again as the socket takes the bytes, not before.
+/// Tunnel to socket. The peer's window opens again as the socket takes the bytes, not before; that window is
+/// what bounds the backlog. The backlog is taken out of the engine even while the socket is stalled, and small
+/// chunks are put together: a stalled stream that got one byte per frame would otherwise use up the tunnel's
+/// budget of small frames and end it for all.
 #[derive(Default)]
 pub(super) struct FromTunnel {
-    gathered: VecDeque<Bytes>,
-    bytes: usize,
+    chunks: VecDeque<Bytes>,
+    /// Small chunks put together; comes after `chunks`.
+    tail: BytesMut,
     finished: bool,
     done: bool,
     moved: u64,
@@ -184,7 +204,7 @@ impl FromTunnel {
         while !self.done {
             ready!(share(cx, &mut rounds));
             self.gather(cx, stream).map_err(Fault::Stream)?;
-            if self.gathered.is_empty() {
+            if self.is_empty() {
                 if !self.finished {
                     return Poll::Pending;
                 }
@@ -204,15 +224,15 @@ impl FromTunnel {
         Poll::Ready(Ok(()))
     }
 
-    /// Takes what the stream has, up to the limits.
+    fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.tail.is_empty()
+    }
+
+    /// Takes everything the stream has.
     fn gather(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Result<(), StreamError> {
-        while !self.finished && self.gathered.len() < GATHER_MAX_CHUNKS && self.bytes < GATHER_MAX_BYTES {
+        while !self.finished {
             match stream.poll_data(cx) {
-                Poll::Ready(Some(Ok(chunk))) if chunk.is_empty() => {}
-                Poll::Ready(Some(Ok(chunk))) => {
-                    self.bytes += chunk.len();
-                    self.gathered.push_back(chunk);
-                }
+                Poll::Ready(Some(Ok(chunk))) => self.push(chunk),
                 Poll::Ready(Some(Err(error))) => return Err(error),
                 Poll::Ready(None) => self.finished = true,
                 Poll::Pending => break,
@@ -221,32 +241,52 @@ impl FromTunnel {
         Ok(())
     }
 
+    fn push(&mut self, chunk: Bytes) {
+        // The first chunk is kept as it is: most are alone, and leave with the write that follows.
+        if chunk.len() < MERGE_BELOW_BYTES && !self.is_empty() {
+            self.tail.extend_from_slice(&chunk);
+            return;
+        }
+        if !self.tail.is_empty() {
+            self.chunks.push_back(self.tail.split().freeze());
+        }
+        if !chunk.is_empty() {
+            self.chunks.push_back(chunk);
+        }
+    }
+
     fn write(&self, cx: &mut Context<'_>, sink: &mut TcpStream) -> Poll<io::Result<usize>> {
         let sink = Pin::new(sink);
-        match self.gathered.front() {
-            Some(only) if self.gathered.len() == 1 => sink.poll_write(cx, only),
-            _ => {
+        let parts = self.chunks.len() + usize::from(!self.tail.is_empty());
+        match self.chunks.front() {
+            Some(only) if parts == 1 => sink.poll_write(cx, only),
+            None => sink.poll_write(cx, &self.tail),
+            Some(_) => {
                 let mut slices = [IoSlice::new(&[]); GATHER_MAX_CHUNKS];
-                for (slice, chunk) in slices.iter_mut().zip(&self.gathered) {
+                let chunks = self.chunks.iter().map(|chunk| &chunk[..]).chain([&self.tail[..]]);
+                for (slice, chunk) in slices.iter_mut().zip(chunks) {
                     *slice = IoSlice::new(chunk);
                 }
-                sink.poll_write_vectored(cx, &slices[..self.gathered.len().min(GATHER_MAX_CHUNKS)])
+                sink.poll_write_vectored(cx, &slices[..parts.min(GATHER_MAX_CHUNKS)])
             }
         }
     }
 
     fn advance(&mut self, mut count: usize) {
-        self.bytes -= count;
-        while let Some(front) = self.gathered.front_mut() {
+        while let Some(front) = self.chunks.front_mut() {
             if count < front.len() {
                 front.advance(count);
                 return;
             }
             count -= front.len();
-            self.gathered.pop_front();
+            self.chunks.pop_front();
         }
-        // Memory for the list is taken only while there is something in it.
-        self.gathered = VecDeque::new();
+        self.tail.advance(count);
+        if self.tail.is_empty() {
+            // Memory is held only while there is something in it.
+            self.chunks = VecDeque::new();
+            self.tail = BytesMut::new();
+        }
     }
 }
 
@@ -274,5 +314,3 @@ fn poll_read(
     let mut room = into.limit(limit.min(RELAY_BUFFER_BYTES));
     pin!(source.read_buf(&mut room)).poll(cx)
 }
-
-use std::future::Future as _;

@@ -37,7 +37,7 @@ async fn flood(mesh: &Mesh, handler_delay: bool, flood: impl Fn(u32) -> Vec<u8>)
             count.set(count.get() + 1);
             async move {
                 if handler_delay {
-                    drop(responder.cancelled().await);
+                    let _ = responder.cancelled().await;
                 }
             }
         }),
@@ -129,8 +129,11 @@ fn more_streams_than_the_limit_are_refused_and_the_tunnel_lives() {
         )
         .await;
         let tls = raw_tls(&mesh, port.address).await;
-        let (mut client, connection) =
-            h2::client::Builder::new().initial_max_send_streams(1000).handshake::<_, bytes::Bytes>(tls).await.unwrap();
+        let (mut client, connection) = h2::client::Builder::new()
+            .initial_max_send_streams(1000)
+            .handshake::<_, bytes::Bytes>(tls)
+            .await
+            .unwrap();
         // All are asked for before the server's SETTINGS are read.
         let mut asked = Vec::new();
         for _ in 0..300 {

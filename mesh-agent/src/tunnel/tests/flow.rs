@@ -1,4 +1,4 @@
-use super::super::coalesce::{Coalesce, IoState};
+use super::super::coalesce::{Coalesce, GATHER_MAX_BYTES, IoState};
 use super::super::testing::*;
 use super::super::*;
 use bytes::Bytes;
@@ -127,6 +127,37 @@ fn a_window_asked_for_and_ceded_serves_the_other_streams() {
     });
 }
 
+#[test]
+fn what_many_streams_send_in_one_turn_leaves_in_one_write() {
+    worker(async {
+        let mesh = Mesh::new().await;
+        let port = Port::new(&mesh.server, echo()).await;
+        let pool = Pool::new(TunnelSettings::default());
+        let mut streams = Vec::new();
+        for _ in 0..50 {
+            streams.push(mesh.open(&pool, port.address).await.unwrap());
+        }
+        ask(&mut streams[0], "settled").await;
+        let before = streams[0].tunnel_writes();
+        for _ in 0..10 {
+            for stream in &mut streams {
+                send(stream, Bytes::from_static(b"small")).await.unwrap();
+            }
+            for stream in &mut streams {
+                let mut left = 5;
+                while left > 0 {
+                    let bytes = recv(stream).await.unwrap().unwrap();
+                    stream.release(bytes.len());
+                    left -= bytes.len();
+                }
+            }
+        }
+        // 500 messages: one write for each round, and now and then a window update.
+        let writes = streams[0].tunnel_writes() - before;
+        assert!(writes <= 30, "{writes}");
+    });
+}
+
 /// Accepts everything and notes each write.
 struct Sink(Rc<Cell<usize>>, Vec<u8>);
 
@@ -176,7 +207,7 @@ fn writes_and_flushes_of_one_turn_leave_as_one_and_a_flush_does_leave() {
         wrapped.flush().await.unwrap();
         assert_eq!((writes.get(), io.writes.get()), (1, 1));
         // More than fits is handed on without waiting, a large write as it is.
-        let large = vec![1; super::super::coalesce::GATHER_MAX_BYTES + 1];
+        let large = vec![1; GATHER_MAX_BYTES + 1];
         wrapped.write_all(&large).await.unwrap();
         assert_eq!(writes.get(), 2);
         wrapped.write_all(b"end").await.unwrap();

@@ -112,7 +112,8 @@ fn an_opener_that_goes_away_leaves_the_dial_to_the_others() {
 fn a_dial_without_end_times_out() {
     worker(async {
         let mesh = Mesh::new().await;
-        let settings = TunnelSettings { connect_timeout: Duration::from_millis(30), ..TunnelSettings::default() };
+        let settings =
+            TunnelSettings { connect_timeout: Duration::from_millis(30), ..TunnelSettings::default() };
         let pool = Pool::new(settings);
         let never = || std::future::pending::<std::io::Result<TcpStream>>();
         let failure = pool.open(mesh.request(TARGET, TARGET), never).await.unwrap_err();
@@ -238,7 +239,8 @@ fn a_renewed_certificate_and_a_retired_key_get_a_new_tunnel() {
         let mut old = mesh.open(&pool, port.address).await.unwrap();
         mesh.authority.clock.advance(Duration::from_secs(13 * 3600));
         assert_eq!(mesh.authority.manager.renew_due(), 2);
-        until(|| mesh.authority.manager.current(&mesh.client.identity).unwrap().serial != mesh.client.serial).await;
+        until(|| mesh.authority.manager.current(&mesh.client.identity).unwrap().serial != mesh.client.serial)
+            .await;
         mesh.client = mesh.authority.manager.current(&mesh.client.identity).unwrap();
         let _new = mesh.open(&pool, port.address).await.unwrap();
         assert_eq!(port.tunnels.get(), 2);

@@ -213,7 +213,7 @@ fn a_client_that_gives_up_before_the_answer_is_noticed_and_its_tunnel_stays() {
         )
         .await;
         let pool = Pool::new(TunnelSettings::default());
-        let waited = tokio::time::timeout(std::time::Duration::from_millis(50), mesh.open(&pool, port.address));
+        let waited = tokio::time::timeout(Duration::from_millis(50), mesh.open(&pool, port.address));
         assert!(waited.await.is_err());
         until(|| *ends.borrow() == [StreamError::Reset]).await;
         assert_eq!(pool.stats(), PoolStats { tunnels: 1, streams: 0 });
@@ -227,5 +227,30 @@ fn a_handler_that_drops_its_responder_is_a_reset() {
         let port = Port::new(&mesh.server, handler(|_, responder| async move { drop(responder) })).await;
         let pool = Pool::new(TunnelSettings::default());
         assert_eq!(mesh.open(&pool, port.address).await.unwrap_err().reason, Reason::ServerReset);
+    });
+}
+
+#[test]
+fn a_peer_that_has_answered_in_full_and_stops_listening_ends_the_stream_well() {
+    worker(async {
+        let mesh = Mesh::new().await;
+        let (listener, address) = listen().await;
+        let config = mesh.server.server_config();
+        spawn_local(async move {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let tls = TlsAcceptor::from(config).accept(tcp).await.unwrap();
+            let mut connection = h2::server::handshake(tls).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let mut body = respond.send_response(Response::new(()), false).unwrap();
+                body.send_data(Bytes::from_static(b"all of it"), true).unwrap();
+                // Dropped unread: RST_STREAM with NO_ERROR, as HTTP servers do.
+                drop(request);
+            }
+        });
+        let pool = Pool::new(TunnelSettings::default());
+        let mut stream = mesh.open(&pool, address).await.unwrap();
+        assert_eq!(recv_all(&mut stream).await.unwrap(), b"all of it");
+        let stopped = std::future::poll_fn(|cx| stream.poll_reset(cx)).await;
+        assert_eq!(stopped, StreamError::Stopped);
     });
 }

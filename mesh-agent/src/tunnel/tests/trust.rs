@@ -112,11 +112,7 @@ async fn raw_attempt(port: SocketAddr, config: Arc<rustls::ClientConfig>) -> std
 struct NoCertificate;
 
 impl rustls::client::ResolvesClientCert for NoCertificate {
-    fn resolve(
-        &self,
-        _: &[&[u8]],
-        _: &[rustls::SignatureScheme],
-    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
         None
     }
 
@@ -165,7 +161,8 @@ fn a_client_without_a_certificate_with_a_self_signed_one_or_without_alpn_is_refu
 fn a_peer_that_does_not_speak_tls_or_says_nothing_is_let_go() {
     worker(async {
         let mesh = Mesh::new().await;
-        let settings = TunnelSettings { handshake_timeout: Duration::from_millis(50), ..TunnelSettings::default() };
+        let settings =
+            TunnelSettings { handshake_timeout: Duration::from_millis(50), ..TunnelSettings::default() };
         let port = Port::with(&mesh.server, echo(), settings).await;
         let silent = TcpStream::connect(port.address).await.unwrap();
         until(|| port.ends.borrow().len() == 1).await;
