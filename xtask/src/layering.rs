@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 /// The agent's modules from the ground floor up. A module uses those before it, never those after it.
 const FLOORS: &[&str] = &[
     "model",
-    "config",
     "decide",
     "api",
     "compile",
@@ -19,6 +18,7 @@ const FLOORS: &[&str] = &[
     "tunnel",
     "proxy",
     "observe",
+    "config",
     "source",
     "ca",
     "controller",
