@@ -18,12 +18,12 @@ const FLOORS: &[&str] = &[
     "tunnel",
     "proxy",
     "observe",
+    "config",
     "source",
     "ca",
     "controller",
     "admin",
     "cli",
-    "config",
     "agent",
 ];
 
@@ -67,9 +67,15 @@ const IMPURE: &[&str] = &[
     "std::env",
 ];
 
-/// Where `unsafe` may stand, as paths from the workspace's root.
-const UNSAFE_ALLOWED: &[&str] =
-    &["mesh-ebpf/", "mesh-common/", "mesh-agent/src/net/", "mesh-agent/src/capture/"];
+/// Where `unsafe` may stand, as paths from the workspace's root. The tests of capture make system calls that no crate
+/// wraps, to try what a hostile pod would try.
+const UNSAFE_ALLOWED: &[&str] = &[
+    "mesh-ebpf/",
+    "mesh-common/",
+    "mesh-agent/src/net/",
+    "mesh-agent/src/capture/",
+    "mesh-agent/tests/capture/",
+];
 
 /// A file longer than this is on the list below, with the reason.
 const LINES: usize = 500;
