@@ -26,6 +26,8 @@ mod events;
 mod handle;
 mod host;
 mod listeners;
+#[cfg(feature = "ebpf-log")]
+mod log;
 mod maps;
 mod object;
 mod table;
@@ -34,12 +36,14 @@ mod verdicts;
 pub use error::CaptureError;
 pub use events::{ClosedFlow, Event, Events};
 pub use handle::{CaptureHandle, LiveFlow, Opener, OpenerRole};
+#[cfg(feature = "ebpf-log")]
+pub use log::KernelLog;
 pub use verdicts::{KernelAction, VerdictChange};
 
 use enrol::Pods;
 use handle::Shared;
 use host::Kernel;
-use maps::{Maps, NAMES, pin_path};
+use maps::{LOGS, Maps, NAMES, pin_path};
 
 /// How capture is set up on a node.
 #[derive(Clone, Debug)]
@@ -88,6 +92,8 @@ pub struct Capture {
     kernel: Kernel,
     shared: Arc<Shared>,
     pods: Pods,
+    #[cfg(feature = "ebpf-log")]
+    log: Option<KernelLog>,
     /// Keeps other agents out of the folder.
     _lock: Flock<File>,
 }
@@ -121,7 +127,15 @@ impl Capture {
                 }
             })?;
         }
-        Ok(Self { config: config.clone(), kernel, shared, pods, _lock: lock })
+        Ok(Self {
+            config: config.clone(),
+            kernel,
+            shared,
+            pods,
+            #[cfg(feature = "ebpf-log")]
+            log: KernelLog::open(&mut object),
+            _lock: lock,
+        })
     }
 
     /// Enrols a pod with new listeners. Its live connections are left alone.
@@ -169,6 +183,12 @@ impl Capture {
         Events::open(self.handle())
     }
 
+    /// The lines of the kernel programs, once; none where they were built without their feature `log`.
+    #[cfg(feature = "ebpf-log")]
+    pub fn kernel_log(&mut self) -> Option<KernelLog> {
+        self.log.take()
+    }
+
     /// Undoes everything: pods, programs, maps, pins. Goes on past errors and returns the first.
     pub fn shutdown(mut self) -> Result<(), CaptureError> {
         let mut result = Ok(());
@@ -187,7 +207,7 @@ impl Capture {
         for (_, pin, _) in object::CGROUP_PROGRAMS {
             keep_first(object::detach(&pin_path(&self.config.bpf_dir, pin)));
         }
-        for name in NAMES {
+        for name in NAMES.into_iter().chain(LOGS) {
             keep_first(object::unpin(&pin_path(&self.config.bpf_dir, name)));
         }
         let path = self.config.bpf_dir.clone();
