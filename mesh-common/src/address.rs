@@ -58,24 +58,20 @@ impl Address {
             && self.0[3] == other.0[3]
     }
 
+    /// The 16 bytes, in network order.
+    #[inline(always)]
+    pub const fn octets(self) -> [u8; 16] {
+        // SAFETY: four words without padding are sixteen bytes, and any bytes are a value.
+        unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(self.0) }
+    }
+
     /// As the rest of the agent knows it: a mapped address becomes plain IPv4 again.
     pub const fn to_ip(self) -> IpAddr {
         if self.is_v4() {
             let [a, b, c, d] = self.0[3].to_ne_bytes();
             return IpAddr::V4(Ipv4Addr::new(a, b, c, d));
         }
-        let mut octets = [0u8; 16];
-        let mut word = 0;
-        while word < 4 {
-            let bytes = self.0[word].to_ne_bytes();
-            let mut byte = 0;
-            while byte < 4 {
-                octets[word * 4 + byte] = bytes[byte];
-                byte += 1;
-            }
-            word += 1;
-        }
-        IpAddr::V6(Ipv6Addr::from_octets(octets))
+        IpAddr::V6(Ipv6Addr::from_octets(self.octets()))
     }
 }
 

@@ -16,6 +16,7 @@ use mesh_common::{
 };
 
 use crate::maps::{LOCAL, PODS, ROLES, SOCKETS, count, heartbeat_is_fresh, listening, raw, verdict};
+use crate::note::note;
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -37,7 +38,9 @@ static HAS_SET_RETVAL: u32 = 0;
 pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the verifier turns these loads of the context into checked field reads.
     let (address, port) = unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).user_port) };
-    connect(ctx.sock_addr, Address::from_v4_word(address), u16::from_be(port as u16))
+    let answer = connect(ctx.sock_addr, Address::from_v4_word(address), u16::from_be(port as u16));
+    note!(&ctx, "connect to {:i}:{} -> {}", u32::from_be(address), u16::from_be(port as u16), answer);
+    answer
 }
 
 #[cgroup_sock_addr(connect6)]
@@ -48,7 +51,9 @@ pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
         let word = |at: usize| core::ptr::read_volatile(words.cast::<u32>().add(at));
         ([word(0), word(1), word(2), word(3)], (*ctx.sock_addr).user_port)
     };
-    connect(ctx.sock_addr, Address(address), u16::from_be(port as u16))
+    let answer = connect(ctx.sock_addr, Address(address), u16::from_be(port as u16));
+    note!(&ctx, "connect to {:i}:{} -> {}", Address(address).octets(), u16::from_be(port as u16), answer);
+    answer
 }
 
 #[inline(always)]

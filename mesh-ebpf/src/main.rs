@@ -9,6 +9,7 @@
 
 mod connect;
 mod maps;
+mod note;
 mod sockops;
 mod steer;
 

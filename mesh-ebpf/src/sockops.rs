@@ -18,6 +18,7 @@ use mesh_common::{
 };
 
 use crate::maps::{FLOWS, LEGS, LISTEN, PODS, ROLES, count, raw, tell};
+use crate::note::note;
 
 const OP_TCP_CONNECT: u32 = 3;
 const OP_STATE: u32 = 10;
@@ -32,6 +33,7 @@ const NOEXIST: u64 = 1;
 
 #[sock_ops]
 pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
+    note!(&ctx, "socket operation {}, local port {}", ctx.op(), ctx.local_port());
     match ctx.op() {
         OP_TCP_CONNECT => opened(ctx.ops),
         OP_TCP_LISTEN => listens(ctx.ops),

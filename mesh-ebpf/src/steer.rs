@@ -15,6 +15,7 @@ use mesh_common::{
 };
 
 use crate::maps::{FLOWS, LEGS, SLOTS, SOCKETS, count, heartbeat_is_fresh, listening, verdict};
+use crate::note::note;
 
 const IPPROTO_TCP: u32 = 6;
 const AF_INET6: u32 = 10;
@@ -33,27 +34,43 @@ pub fn mesh_steer(ctx: SkLookupContext) -> u32 {
     // SAFETY: a static of this object, set before the verifier sees the program.
     let slot = unsafe { core::ptr::read_volatile(&raw const SLOT) };
     let key = key_of(ctx.lookup);
+    let answer = choose(&ctx, &key, slot);
+    note!(
+        &ctx,
+        "slot {}: {:i}:{} to {:i}:{} -> {}",
+        slot,
+        key.local.octets(),
+        key.local_port,
+        key.remote.octets(),
+        key.remote_port,
+        answer
+    );
+    answer
+}
+
+#[inline(always)]
+fn choose(ctx: &SkLookupContext, key: &FlowKey, slot: u32) -> u32 {
     let port = key.remote_port;
-    if same_host(&key) {
+    if same_host(key) {
         return if is_mesh_port(port) { drop() } else { SK_PASS };
     }
-    if is_known(&key, slot) {
+    if is_known(key, slot) {
         count(Counter::PassedToApplication);
         return SK_PASS;
     }
     // SAFETY: context field read.
     if unsafe { (*ctx.lookup).ingress_ifindex } == LOOPBACK_IFINDEX {
-        return steer(&ctx, slot, SocketKind::Outbound, Counter::SteeredOutbound);
+        return steer(ctx, slot, SocketKind::Outbound, Counter::SteeredOutbound);
     }
     if port == PORT_HBONE {
-        return steer(&ctx, slot, SocketKind::Hbone, Counter::SteeredHbone);
+        return steer(ctx, slot, SocketKind::Hbone, Counter::SteeredHbone);
     }
     // Dropped here means answered with a reset, as for any port without a listener. A port that opens
     // this very moment is refused once more rather than reached without a judgement.
     if is_mesh_port(port) || !listening(listen_key(slot, !key.remote.is_v4(), port)) {
         return drop();
     }
-    inbound(&ctx, slot)
+    inbound(ctx, slot)
 }
 
 /// Connections of the pod to itself. From outside the kernel refuses such packets as martians, or

@@ -239,6 +239,15 @@ impl Pods {
             .map(|workload| workload.identity.clone())
             .collect();
         shared.certs.retain(&identities);
+        for identity in identities {
+            let certs = Arc::clone(&shared.certs);
+            // Asked for now, so that the pod's first connection does not wait; the manager retries on its own.
+            tokio::spawn(async move {
+                if let Err(error) = certs.fetch(&identity).await {
+                    tracing::warn!(%identity, %error, "no certificate yet");
+                }
+            });
+        }
     }
 }
 

@@ -21,6 +21,10 @@ pub(super) const NAMES: [&str; 13] = [
     "COUNTERS", EVENTS,
 ];
 
+/// The map of the programs' log lines, which only an object with the feature `log` has. Pinned as well, so
+/// that all instances of the steering program write into one.
+pub(super) const LOGS: Option<&str> = if cfg!(feature = "ebpf-log") { Some("AYA_LOGS") } else { None };
+
 /// Where a map or link of this ABI is pinned.
 pub(super) fn pin_path(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{}_v{ABI_VERSION}", name.to_lowercase()))

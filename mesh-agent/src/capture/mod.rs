@@ -27,6 +27,8 @@ mod handle;
 pub mod handover;
 mod host;
 mod listeners;
+#[cfg(feature = "ebpf-log")]
+mod log;
 mod maps;
 mod object;
 mod table;
@@ -35,12 +37,14 @@ mod verdicts;
 pub use error::CaptureError;
 pub use events::{ClosedFlow, Event, Events};
 pub use handle::{CaptureHandle, LiveFlow, Opener, OpenerRole};
+#[cfg(feature = "ebpf-log")]
+pub use log::KernelLog;
 pub use verdicts::{KernelAction, VerdictChange};
 
 use enrol::Pods;
 use handle::Shared;
 use host::Kernel;
-use maps::{Maps, NAMES, pin_path};
+use maps::{LOGS, Maps, NAMES, pin_path};
 
 /// How capture is set up on a node.
 #[derive(Clone, Debug)]
@@ -91,6 +95,8 @@ pub struct Capture {
     kernel: Kernel,
     shared: Arc<Shared>,
     pods: Pods,
+    #[cfg(feature = "ebpf-log")]
+    log: Option<KernelLog>,
     /// Keeps other agents out of the folder; none while a predecessor still holds it.
     lock: Option<Flock<File>>,
 }
@@ -128,6 +134,7 @@ impl Capture {
                 }
             })?;
         }
+<<<<<<< HEAD
         Ok(Self { config: config.clone(), kernel, shared, pods, lock })
     }
 
@@ -141,6 +148,17 @@ impl Capture {
     /// Changes what becomes of an enrolled pod's connections while no agent lives.
     pub fn set_fail_closed(&mut self, id: &WorkloadId, fail_closed: bool) -> Result<(), CaptureError> {
         enrol::set_fail_closed(self, id, fail_closed)
+=======
+        Ok(Self {
+            config: config.clone(),
+            kernel,
+            shared,
+            pods,
+            #[cfg(feature = "ebpf-log")]
+            log: KernelLog::open(&mut object),
+            lock,
+        })
+>>>>>>> wave1-K
     }
 
     /// Enrols a pod with new listeners. Its live connections are left alone.
@@ -188,6 +206,12 @@ impl Capture {
         Events::open(self.handle())
     }
 
+    /// The lines of the kernel programs, once; none where they were built without their feature `log`.
+    #[cfg(feature = "ebpf-log")]
+    pub fn kernel_log(&mut self) -> Option<KernelLog> {
+        self.log.take()
+    }
+
     /// Undoes everything: pods, programs, maps, pins. Goes on past errors and returns the first.
     pub fn shutdown(mut self) -> Result<(), CaptureError> {
         let mut result = Ok(());
@@ -206,7 +230,7 @@ impl Capture {
         for (_, pin, _) in object::CGROUP_PROGRAMS {
             keep_first(object::detach(&pin_path(&self.config.bpf_dir, pin)));
         }
-        for name in NAMES {
+        for name in NAMES.into_iter().chain(LOGS) {
             keep_first(object::unpin(&pin_path(&self.config.bpf_dir, name)));
         }
         let path = self.config.bpf_dir.clone();

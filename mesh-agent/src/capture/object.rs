@@ -11,7 +11,7 @@ use aya::{Ebpf, EbpfLoader};
 use super::bpf::{self, AttachType};
 use super::error::CaptureError;
 use super::host::Kernel;
-use super::maps::{NAMES, pin_path};
+use super::maps::{LOGS, NAMES, pin_path};
 
 /// Built by `cargo xtask build-ebpf`; `build.rs` says where it is.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_BPF_OBJECT"));
@@ -29,7 +29,7 @@ pub(super) fn load(dir: &Path, kernel: Kernel, slot: u32) -> Result<Ebpf, Captur
     let has_set_retval = u32::from(kernel.has_set_retval);
     let mut loader = EbpfLoader::new();
     loader.override_global("SLOT", &slot, true).override_global("HAS_SET_RETVAL", &has_set_retval, true);
-    for name in NAMES {
+    for name in NAMES.into_iter().chain(LOGS) {
         loader.map_pin_path(name, pin_path(dir, name));
     }
     Ok(loader.load(OBJECT)?)

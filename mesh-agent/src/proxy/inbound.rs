@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
+use crate::capture::{Opener, OpenerRole};
 use crate::decide::inbound::{ConnFacts, judge};
 use crate::model::{Identity, Reason, Workload};
 use crate::net::sock;
@@ -36,8 +37,15 @@ pub async fn serve_plaintext(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: Tcp
         worker.limit_reached();
         return upstream::reset(stream);
     };
+    // An authorised bypass whose verdict was withdrawn while its first packet was on its way ends up here; the
+    // kernel's own record says which pod opened it. A leg of our own here would be a loop.
+    let peer = match worker.shared.capture.opener(client, destination) {
+        Ok(Some(Opener { role: OpenerRole::Leg, .. })) => return upstream::reset(stream),
+        Ok(Some(Opener { cookie, role: OpenerRole::Application })) => worker.identity_of(cookie),
+        Ok(None) | Err(_) => None,
+    };
     let decision_id = DecisionId::new();
-    let arrival = Arrival { peer: None, client, destination, path: Path::Plain, decision_id };
+    let arrival = Arrival { peer, client, destination, path: Path::Plain, decision_id };
     match admit(&worker, &pod, &arrival).await {
         Ok((conn, server)) => {
             let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };

@@ -60,7 +60,14 @@ pub async fn leg(
         Ok(socket)
     };
     let socket = open().map_err(|error| connect_failure(&error, to))?;
-    connect(socket, to).await.map_err(|error| connect_failure(&error, to))
+    let connected = connect(socket, to).await;
+    if connected.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        && let Err(error) = worker.shared.capture.refresh_listening(pod.cookie)
+    {
+        // The kernel does not report the end of a listener from before the enrolment; only its table is stale.
+        tracing::debug!(%error, "the table of listening ports could not be read again");
+    }
+    connected.map_err(|error| connect_failure(&error, to))
 }
 
 /// Connects to an address outside the mesh from inside the pod's namespace.

@@ -17,7 +17,7 @@ use tokio::task::{AbortHandle, LocalSet};
 
 use crate::capture::{CaptureHandle, WorkerListeners};
 use crate::identity::CertManager;
-use crate::model::{ServiceId, WorkloadId};
+use crate::model::{Identity, ServiceId, WorkloadId};
 use crate::net::netns::NetNs;
 use crate::observe::{ConnectionTable, Limit};
 use crate::proxy::limits::Budget;
@@ -102,6 +102,13 @@ impl Worker {
         let count = Rc::clone(self.load.borrow_mut().entry(endpoint).or_default());
         count.set(count.get() + 1);
         LoadGuard { worker: Rc::clone(self), endpoint, count }
+    }
+
+    /// The identity of the pod of this node with this namespace cookie.
+    pub fn identity_of(&self, cookie: u64) -> Option<Identity> {
+        let pods = self.shared.pods.load();
+        let pod = pods.values().find(|pod| pod.cookie == cookie)?;
+        Some(self.shared.store.load().workload(&pod.id)?.identity.clone())
     }
 
     /// Counts a connection that was refused for want of room.

@@ -220,7 +220,7 @@ impl Agent {
 }
 
 pub(crate) fn config(dir: &Path) -> CaptureConfig {
-    CaptureConfig { bpf_dir: dir.to_path_buf(), workers: WORKERS, cgroup_root: None }
+    CaptureConfig { bpf_dir: dir.to_path_buf(), workers: WORKERS, cgroup_root: None, succeeds: false }
 }
 
 impl Drop for Agent {

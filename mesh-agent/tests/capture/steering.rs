@@ -105,3 +105,16 @@ fn a_leg_to_a_port_that_has_closed_is_refused_at_once() {
         assert_eq!(errno(leg(&agent.handle(), &enrolled, &accepted)), Some(libc::ECONNREFUSED));
     }
 }
+
+/// With `MESH_BPF_OBJECT` naming an object that was built with the feature `log`.
+#[cfg(feature = "ebpf-log")]
+#[test]
+fn the_programs_that_log_are_accepted_by_the_kernel_and_their_lines_can_be_read() {
+    let node = Node::new();
+    let pod = node.pod("a");
+    let mut agent = Agent::new();
+    assert!(agent.capture().kernel_log().is_some());
+    let enrolled = agent.enrol(&pod);
+    let _client = pod.space.connect("203.0.113.7:80".parse().unwrap()).unwrap();
+    accept(&enrolled, Kind::Outbound);
+}

@@ -11,7 +11,7 @@ fn releases_are_read_as_distributions_write_them() {
 
 #[test]
 fn a_folder_outside_the_bpf_file_system_is_refused() {
-    let error = bpf_dir(Path::new("/tmp/nodemesh-no-bpffs/x")).unwrap_err();
+    let error = bpf_dir(Path::new("/run/nodemesh-no-bpffs/x")).unwrap_err();
     assert!(matches!(error, CaptureError::NotBpffs { .. }), "{error}");
-    assert!(!Path::new("/tmp/nodemesh-no-bpffs").exists());
+    assert!(!Path::new("/run/nodemesh-no-bpffs").exists());
 }
