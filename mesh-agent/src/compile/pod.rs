@@ -32,7 +32,7 @@ pub(super) fn namespace(head: &Head<'_>, value: &Value, out: &mut Compiled) {
     typed::warn_unknown::<Namespace>(head, value, &mut out.diagnostics);
     let object: Namespace = match typed::read(head, value) {
         Ok(object) => object,
-        Err(diagnostic) => return out.diagnostics.push(diagnostic),
+        Err(diagnostic) => return out.diagnostics.push(*diagnostic),
     };
     if !named(head, out) {
         return;
@@ -61,7 +61,7 @@ pub(super) fn node(head: &Head<'_>, value: &Value, out: &mut Compiled) {
     typed::warn_unknown::<Node>(head, value, &mut out.diagnostics);
     let object: Node = match typed::read(head, value) {
         Ok(object) => object,
-        Err(diagnostic) => return out.diagnostics.push(diagnostic),
+        Err(diagnostic) => return out.diagnostics.push(*diagnostic),
     };
     if !named(head, out) {
         return;
@@ -78,7 +78,7 @@ pub(super) fn pod(head: &Head<'_>, value: &Value, out: &mut Compiled) {
     typed::warn_unknown::<Pod>(head, value, &mut out.diagnostics);
     let object: Pod = match typed::read(head, value) {
         Ok(object) => object,
-        Err(diagnostic) => return out.diagnostics.push(diagnostic),
+        Err(diagnostic) => return out.diagnostics.push(*diagnostic),
     };
     if !named(head, out) {
         return;

@@ -17,7 +17,7 @@ pub(super) fn service(head: &Head<'_>, value: &Value, out: &mut Compiled) {
     typed::warn_unknown::<Service>(head, value, &mut out.diagnostics);
     let object: Service = match typed::read(head, value) {
         Ok(object) => object,
-        Err(diagnostic) => return out.diagnostics.push(diagnostic),
+        Err(diagnostic) => return out.diagnostics.push(*diagnostic),
     };
     if !named(head, out) {
         return;
@@ -126,7 +126,7 @@ pub(super) fn slice(head: &Head<'_>, value: &Value, out: &mut Compiled) {
     typed::warn_unknown::<EndpointSlice>(head, value, &mut out.diagnostics);
     let object: EndpointSlice = match typed::read(head, value) {
         Ok(object) => object,
-        Err(diagnostic) => return out.diagnostics.push(diagnostic),
+        Err(diagnostic) => return out.diagnostics.push(*diagnostic),
     };
     if !named(head, out) {
         return;

@@ -9,13 +9,13 @@ use super::{Diagnostic, Head};
 const KNOWN_FIELDS: [&str; 4] = ["apiVersion", "kind", "status", "metadata.managedFields"];
 
 /// The typed object, or the diagnostic that says which field does not fit.
-pub(super) fn read<T: DeserializeOwned>(head: &Head<'_>, value: &Value) -> Result<T, Diagnostic> {
+pub(super) fn read<T: DeserializeOwned>(head: &Head<'_>, value: &Value) -> Result<T, Box<Diagnostic>> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let field = match error.path().to_string() {
             path if path == "." => String::new(),
             path => path,
         };
-        head.error(&field, &error.inner().to_string(), "write the field as the API defines it")
+        Box::new(head.error(&field, &error.inner().to_string(), "write the field as the API defines it"))
     })
 }
 

@@ -85,7 +85,7 @@ pub(super) fn principal(text: &str) -> Parsed<StringMatch> {
 
 /// An address or a block, IPv4 or IPv6.
 pub(super) fn block(text: &str) -> Parsed<IpNet> {
-    text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| {
+    text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_neither| {
         (
             format!("`{text}` is not an address or a block"),
             "write 10.0.0.0/8, fd00::/8 or an address".to_owned(),

@@ -15,7 +15,7 @@ use crate::model::{Endpoint, Service, ServiceId, ServicePort, Workload, Workload
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// Made or changed.
-    Put(ObjectKey, Object),
+    Put(ObjectKey, Box<Object>),
     Removed(ObjectKey),
 }
 
@@ -23,7 +23,7 @@ impl World {
     /// Takes one change in.
     pub fn apply(&mut self, change: Change) {
         match change {
-            Change::Put(key, object) => self.put(&key, object),
+            Change::Put(key, object) => self.put(&key, *object),
             Change::Removed(key) => self.remove(&key),
         }
     }

@@ -63,7 +63,7 @@ fn world(texts: &[String]) -> World {
 
 fn put(world: &mut World, text: &str) {
     for (key, object) in compile(text).objects {
-        world.apply(Change::Put(key, object));
+        world.apply(Change::Put(key, Box::new(object)));
     }
 }
 

@@ -33,6 +33,8 @@ struct FileState {
     stamp: Option<Stamp>,
     /// What is in force.
     good: Content,
+    /// Its length.
+    good_bytes: u64,
     /// `good` was taken over without an error.
     sound: bool,
     /// Findings about a content that is not in force.
@@ -104,7 +106,7 @@ impl Loader {
     fn disambiguate(&self, change: Change) -> Change {
         match change {
             Change::Put(key, object) => {
-                let object = self.in_force(&key).unwrap_or(object);
+                let object = self.in_force(&key).map_or(object, Box::new);
                 Change::Put(key, object)
             }
             Change::Removed(key) => Change::Removed(key),
@@ -206,7 +208,7 @@ impl Loader {
             }
         }
         let changes = touched.into_iter().filter_map(|(key, before)| match self.in_force(&key) {
-            Some(object) if before.as_ref() != Some(&object) => Some(Change::Put(key, object)),
+            Some(object) if before.as_ref() != Some(&object) => Some(Change::Put(key, Box::new(object))),
             None if before.is_some() => Some(Change::Removed(key)),
             Some(_) | None => None,
         });
@@ -243,6 +245,7 @@ impl Loader {
         }
         file.refused.clear();
         file.sound = content.sound();
+        file.good_bytes = stamp.bytes;
         self.replace(name, content, touched);
     }
 
@@ -351,11 +354,8 @@ impl Loader {
 
 impl FileState {
     fn settle(&self, stamp: Option<Stamp>) -> Duration {
-        let loses = match (stamp, self.stamp) {
-            (Some(new), Some(old)) => new.bytes < old.bytes,
-            (None, _) => true,
-            (Some(_), None) => false,
-        };
+        // Against what is in force, not what was last seen: an emptied file that grows is still a loss.
+        let loses = stamp.is_none_or(|new| new.bytes < self.good_bytes);
         if loses { SETTLE_LOSS } else { SETTLE }
     }
 }
@@ -370,7 +370,7 @@ fn unreadable(name: &str, error: &ReadError) -> Diagnostic {
         field: String::new(),
         message: format!("cannot be read: {error}"),
         effect: LAST_GOOD.to_owned(),
-        remedy: "see above".to_owned(),
+        remedy: "it is read again as soon as it changes".to_owned(),
     }
 }
 

@@ -146,7 +146,7 @@ proptest! {
             let (key, object) = pool[index].clone();
             if put {
                 last.insert(key.clone(), object.clone());
-                world.apply(Change::Put(key, object));
+                world.apply(Change::Put(key, Box::new(object)));
             } else {
                 last.remove(&key);
                 world.apply(Change::Removed(key));
@@ -154,7 +154,7 @@ proptest! {
         }
         let mut anew = World::new(MeshSettings::default());
         // Worst order: what is derived comes before what it is derived from.
-        last.into_iter().rev().for_each(|(key, object)| anew.apply(Change::Put(key, object)));
+        last.into_iter().rev().for_each(|(key, object)| anew.apply(Change::Put(key, Box::new(object))));
         prop_assert_eq!(view(&world), view(&anew));
     }
 }
