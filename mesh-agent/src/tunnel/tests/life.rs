@@ -267,6 +267,7 @@ fn a_peer_that_keeps_an_unused_tunnel_is_told_to_go() {
         let (_held, connection) = h2::client::handshake::<_>(tls).await.unwrap();
         spawn_local(async { drop(connection.await) });
         until(|| port.ends.borrow().len() == 1).await;
-        assert!(port.ends.borrow()[0].is_ok());
+        let end = port.ends.borrow()[0].clone();
+        assert!(end.is_ok(), "{end:?}");
     });
 }
