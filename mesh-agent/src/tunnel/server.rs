@@ -193,6 +193,10 @@ where
         loop {
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => dispatch(request, respond),
+                // Told to go, and without streams, the peer may close the socket under our last words.
+                Poll::Ready(Some(Err(_))) if draining && live.streams.get() == 0 => {
+                    return Poll::Ready(Ok(()));
+                }
                 Poll::Ready(Some(Err(error))) => {
                     return Poll::Ready(Err(Failure::new(
                         live.reason(),

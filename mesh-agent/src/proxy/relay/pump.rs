@@ -314,3 +314,6 @@ fn poll_read(
     let mut room = into.limit(limit.min(RELAY_BUFFER_BYTES));
     pin!(source.read_buf(&mut room)).poll(cx)
 }
+
+#[cfg(test)]
+mod tests;

@@ -252,3 +252,22 @@ fn a_renewed_certificate_and_a_retired_key_get_a_new_tunnel() {
         assert_eq!(ask(&mut old, "still").await, "still");
     });
 }
+
+#[test]
+fn a_peer_that_keeps_an_unused_tunnel_is_told_to_go() {
+    worker(async {
+        let mesh = Mesh::new().await;
+        let settings = TunnelSettings {
+            keepalive_every: Duration::from_millis(5),
+            idle_release: Duration::from_millis(10),
+            ..TunnelSettings::default()
+        };
+        let port = Port::with(&mesh.server, echo(), settings).await;
+        let tls = super::open::raw_tls(&mesh, port.address).await;
+        let (_held, connection) = h2::client::handshake::<_>(tls).await.unwrap();
+        spawn_local(async { drop(connection.await) });
+        until(|| port.ends.borrow().len() == 1).await;
+        let end = port.ends.borrow()[0].clone();
+        assert!(end.is_ok(), "{end:?}");
+    });
+}
