@@ -41,7 +41,7 @@ pub(crate) fn install_missing(packages: &[Package]) -> Result<()> {
         .with_context(|| format!("cannot install {list}; check the sources in /etc/apt and the network"))?;
     if names.contains(&"nginx") {
         // The package enables its service for the next boot; the lab starts its own.
-        drop(Command::new("systemctl").args(["disable", "--quiet", "nginx"]).status());
+        command::run(Command::new("deb-systemd-helper").args(["disable", "nginx.service"]))?;
     }
     Ok(())
 }
