@@ -41,7 +41,10 @@ pub(crate) fn install_missing(packages: &[Package]) -> Result<()> {
         .with_context(|| format!("cannot install {list}; check the sources in /etc/apt and the network"))?;
     if names.contains(&"nginx") {
         // The package enables its service for the next boot; the lab starts its own.
-        drop(Command::new("systemctl").args(["disable", "--quiet", "nginx"]).status());
+        // The helper wants to know for which package it acts; it works without a running systemd too.
+        let mut helper = Command::new("deb-systemd-helper");
+        helper.env("DPKG_MAINTSCRIPT_PACKAGE", "nginx-common").args(["disable", "nginx.service"]);
+        command::run(&mut helper)?;
     }
     Ok(())
 }
