@@ -134,8 +134,15 @@ impl Capture {
                 }
             })?;
         }
-<<<<<<< HEAD
-        Ok(Self { config: config.clone(), kernel, shared, pods, lock })
+        Ok(Self {
+            config: config.clone(),
+            kernel,
+            shared,
+            pods,
+            #[cfg(feature = "ebpf-log")]
+            log: KernelLog::open(&mut object),
+            lock,
+        })
     }
 
     /// Takes the hold on the folder that a predecessor had when this agent was loaded; harmless to repeat.
@@ -148,17 +155,6 @@ impl Capture {
     /// Changes what becomes of an enrolled pod's connections while no agent lives.
     pub fn set_fail_closed(&mut self, id: &WorkloadId, fail_closed: bool) -> Result<(), CaptureError> {
         enrol::set_fail_closed(self, id, fail_closed)
-=======
-        Ok(Self {
-            config: config.clone(),
-            kernel,
-            shared,
-            pods,
-            #[cfg(feature = "ebpf-log")]
-            log: KernelLog::open(&mut object),
-            lock,
-        })
->>>>>>> wave1-K
     }
 
     /// Enrols a pod with new listeners. Its live connections are left alone.

@@ -5,8 +5,6 @@
 pub mod inbound;
 pub mod limits;
 pub mod outbound;
-//! The data path of connections. See each module's header.
-
 pub mod relay;
 pub mod upstream;
 pub mod worker;
