@@ -50,15 +50,14 @@ pub(super) fn still_allowed(world: &World, meta: &ConnMeta) -> Option<Reason> {
 
 /// Whether a bypassed flow may go on under `world`.
 pub(super) fn flow_allowed(world: &World, source: Option<&Workload>, flow: &LiveFlow) -> bool {
-    let (Some(source), Some(destination)) = (source, world.workload_at(flow.remote.ip())) else { return false };
+    let (Some(source), Some(destination)) = (source, world.workload_at(flow.remote.ip())) else {
+        return false;
+    };
     if !destination.enrolled {
         return true;
     }
-    let facts = ConnFacts {
-        peer: Some(&source.identity),
-        source_ip: flow.local.ip(),
-        destination: flow.remote,
-    };
+    let facts =
+        ConnFacts { peer: Some(&source.identity), source_ip: flow.local.ip(), destination: flow.remote };
     judge(world, destination, &facts).allowed
 }
 

@@ -225,4 +225,3 @@ pub(super) async fn patiently<T, E>(mut open: impl FnMut() -> Result<T, E>) -> R
         }
     }
 }
-

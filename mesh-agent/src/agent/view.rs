@@ -145,7 +145,8 @@ impl NodeView {
     fn probe(&self) -> Probe {
         let world = self.shared.store.load();
         let source = self.source.status();
-        let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let seconds =
+            |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let stale = source.stale_since.and_then(|since| since.elapsed().ok()).unwrap_or(Duration::ZERO);
         Probe {
             world_version: world.version,

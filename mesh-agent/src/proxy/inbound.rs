@@ -91,7 +91,12 @@ struct Connect {
     local: IpAddr,
 }
 
-async fn serve_connect(worker: Rc<Worker>, pod: Arc<LocalPod>, connect: Connect, responder: tunnel::Responder) {
+async fn serve_connect(
+    worker: Rc<Worker>,
+    pod: Arc<LocalPod>,
+    connect: Connect,
+    responder: tunnel::Responder,
+) {
     let Connect { request, client, local } = connect;
     if let Err(reason) = check_target(request.target, local) {
         return responder.refuse(reason);

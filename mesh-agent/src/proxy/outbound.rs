@@ -221,10 +221,14 @@ async fn local(
     }
     let pods = worker.shared.pods.load();
     let Some(target) = pods.get(&workload.id) else {
-        return Err(Failure::new(Reason::UnknownWorkload, "the pod is not attached to this node's agent yet"));
+        return Err(Failure::new(
+            Reason::UnknownWorkload,
+            "the pod is not attached to this node's agent yet",
+        ));
     };
-    let source = source_address(accepted, leg.endpoint)
-        .ok_or_else(|| Failure::new(Reason::ConnectFailed, "the pod has no address of the endpoint's family"))?;
+    let source = source_address(accepted, leg.endpoint).ok_or_else(|| {
+        Failure::new(Reason::ConnectFailed, "the pod has no address of the endpoint's family")
+    })?;
     upstream::leg(worker, target, source, leg.endpoint).await
 }
 
@@ -237,8 +241,9 @@ async fn hbone(
 ) -> Result<Upstream, Failure> {
     let Way { leg, workload, headers } = way;
     let cert: Arc<WorkloadCert> = upstream::certificate(worker, &accepted.source.identity).await?;
-    let source = source_address(accepted, leg.endpoint)
-        .ok_or_else(|| Failure::new(Reason::ConnectFailed, "the pod has no address of the endpoint's family"))?;
+    let source = source_address(accepted, leg.endpoint).ok_or_else(|| {
+        Failure::new(Reason::ConnectFailed, "the pod has no address of the endpoint's family")
+    })?;
     let address = SocketAddr::new(leg.endpoint.ip(), mesh_common::PORT_HBONE);
     let request = tunnel::OpenRequest {
         key: tunnel::TunnelKey {
@@ -246,6 +251,8 @@ async fn hbone(
             destination: workload.identity.clone(),
             address,
             source_ip: source,
+            source_pod: accepted.source.id.clone(),
+            destination_pod: workload.id.clone(),
         },
         cert,
         target: leg.endpoint,
@@ -302,9 +309,7 @@ async fn relay_to_end(client: TcpStream, conn: Conn, upstream: Upstream) {
     let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };
     let end = match upstream {
         Upstream::Tcp(server) => cut_or(&conn, relay::tcp(client, server, &io)).await,
-        Upstream::Tunnel(stream) => {
-            cut_or(&conn, relay::tunnel(client, *stream, TcpSide::Client, &io)).await
-        }
+        Upstream::Tunnel(stream) => cut_or(&conn, relay::tunnel(client, *stream, TcpSide::Client, &io)).await,
     };
     conn.finish(end);
 }

@@ -25,12 +25,12 @@ const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Names a failure to connect.
 fn connect_failure(error: &io::Error, to: SocketAddr) -> Failure {
-        let reason = match error.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Reason::ConnectionRefused,
-            io::ErrorKind::TimedOut => Reason::ConnectTimeout,
-            _ => Reason::ConnectFailed,
-        };
-        Failure::new(reason, format!("connect to {to}: {error}"))
+    let reason = match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Reason::ConnectionRefused,
+        io::ErrorKind::TimedOut => Reason::ConnectTimeout,
+        _ => Reason::ConnectFailed,
+    };
+    Failure::new(reason, format!("connect to {to}: {error}"))
 }
 
 /// Whether another endpoint may do better; a policy's refusal is final.

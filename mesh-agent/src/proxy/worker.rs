@@ -191,6 +191,7 @@ async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>, mut ended:
             }
             Some(Command::Remove(id)) => {
                 accepting.remove(&id).into_iter().flatten().for_each(|task| task.abort());
+                worker.pool.retain(|key| key.source_pod != id);
             }
             Some(Command::Drain) => {
                 accepting.drain().flat_map(|(_, tasks)| tasks).for_each(|task| task.abort());
@@ -230,7 +231,9 @@ async fn accept(worker: Rc<Worker>, pod: Arc<LocalPod>, listener: TcpListener, k
     loop {
         match listener.accept().await {
             Ok((stream, _)) => serve(&worker, &pod, stream, kind),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => {
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) =>
+            {
                 tracing::warn!(pod = %pod.id, %error, "cannot accept; raise the agent's limit of open files");
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }

@@ -17,7 +17,7 @@ use super::client::{self, Connected, OpenError, Tunnel};
 use super::stream::{Live, Stream, StreamGuard};
 use super::{ConnectHeaders, Failure, TunnelSettings};
 use crate::identity::WorkloadCert;
-use crate::model::{Identity, Reason};
+use crate::model::{Identity, Reason, WorkloadId};
 
 /// Tunnels that one open may find gone before it gives up.
 const GONE_MAX: usize = 3;
@@ -31,6 +31,10 @@ pub struct TunnelKey {
     pub address: SocketAddr,
     /// The pod whose address the tunnel comes from: NetworkPolicies see it.
     pub source_ip: IpAddr,
+    /// The pods at both ends. A pod that is made again under the same name, identity and address is another one:
+    /// the former's tunnel ends in a namespace that is gone.
+    pub source_pod: WorkloadId,
+    pub destination_pod: WorkloadId,
 }
 
 /// One TCP connection to carry.

@@ -16,6 +16,7 @@ use tokio::task::spawn_local;
 use super::*;
 use crate::identity::WorkloadCert;
 use crate::identity::testing::{Authority, identity};
+use crate::model::WorkloadId;
 
 /// Ends a test that hangs. No test measures time by it.
 const TEST_LIMIT: Duration = Duration::from_secs(90);
@@ -199,6 +200,8 @@ pub(crate) fn request(cert: &Arc<WorkloadCert>, port: SocketAddr, target: Socket
             destination: identity("api"),
             address: port,
             source_ip: Ipv4Addr::LOCALHOST.into(),
+            source_pod: WorkloadId("test/client".into()),
+            destination_pod: WorkloadId("test/server".into()),
         },
         cert: Arc::clone(cert),
         target,

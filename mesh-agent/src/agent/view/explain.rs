@@ -91,9 +91,8 @@ impl<'a> Story<'a> {
         let mut told = false;
         for endpoint in endpoints.iter().filter(|endpoint| endpoint.ready) {
             let judged = self.judge(world, node, endpoint);
-            let refused = judged.steps.iter().any(|step| {
-                step.verdict.as_ref().is_some_and(|verdict| !verdict.allowed)
-            });
+            let refused =
+                judged.steps.iter().any(|step| step.verdict.as_ref().is_some_and(|verdict| !verdict.allowed));
             if told && !refused {
                 continue;
             }
@@ -101,7 +100,9 @@ impl<'a> Story<'a> {
             self.tell(judged, endpoint);
             if refused {
                 if endpoints.len() > 1 {
-                    self.answer.notes.push(format!("told for the endpoint {}, which refuses", endpoint.address));
+                    self.answer
+                        .notes
+                        .push(format!("told for the endpoint {}, which refuses", endpoint.address));
                 }
                 return;
             }
@@ -142,7 +143,10 @@ impl<'a> Story<'a> {
                 let direct = self.target == endpoint.address
                     && kernel_verdict(world, node, self.source, self.target) == KernelVerdict::Bypass;
                 if direct {
-                    return (Path::Bypass, "same node, no HTTP processing: the kernel lets it through".to_owned());
+                    return (
+                        Path::Bypass,
+                        "same node, no HTTP processing: the kernel lets it through".to_owned(),
+                    );
                 }
                 (Path::Local, "same node: the agent relays it in one pass, without encryption".to_owned())
             }
@@ -158,7 +162,11 @@ impl<'a> Story<'a> {
             address: Some(endpoint.address),
             workload: judged.owner.as_ref().map(|owner| format!("{}/{}", owner.namespace, owner.name)),
             node: Some(endpoint.node.to_string()).filter(|node| !node.is_empty()),
-            identity: judged.owner.as_ref().filter(|owner| owner.enrolled).map(|owner| owner.identity.clone()),
+            identity: judged
+                .owner
+                .as_ref()
+                .filter(|owner| owner.enrolled)
+                .map(|owner| owner.identity.clone()),
         };
         answer.steps = judged.steps.iter().map(step).collect();
         let Some(verdict) = judged.steps.iter().find_map(|step| step.verdict.as_ref()) else { return };
@@ -254,9 +262,13 @@ fn port(query: &ExplainQuery, service: Option<&Service>) -> Result<u16, ExplainE
         _ => None,
     };
     query.port.or_else(only).ok_or_else(|| {
-        let known: Vec<String> =
-            service.into_iter().flat_map(|service| &service.ports).map(|port| port.port.to_string()).collect();
-        let ports = if known.is_empty() { "those that the pod listens on".to_owned() } else { known.join(", ") };
+        let known: Vec<String> = service
+            .into_iter()
+            .flat_map(|service| &service.ports)
+            .map(|port| port.port.to_string())
+            .collect();
+        let ports =
+            if known.is_empty() { "those that the pod listens on".to_owned() } else { known.join(", ") };
         ExplainError::PortNeeded { destination: query.destination.clone(), ports }
     })
 }

@@ -66,7 +66,10 @@ pub(super) fn workload(view: &NodeView, world: &World, workload: &Workload) -> W
         identity: workload.identity.clone(),
         mtls: mode_text(world.mtls_mode(workload, 0).0).to_owned(),
         netns: workload.netns.as_ref().map(|path| path.display().to_string()),
-        listening: state.cookie.map(|cookie| view.shared.capture.listening(cookie).unwrap_or_default()).unwrap_or_default(),
+        listening: state
+            .cookie
+            .map(|cookie| view.shared.capture.listening(cookie).unwrap_or_default())
+            .unwrap_or_default(),
         problem,
     }
 }
@@ -147,9 +150,10 @@ pub(super) fn policies(world: &World, node: &str) -> Vec<PolicyView> {
             dry_run: false,
             workloads: names(&|workload| {
                 (root || *workload.namespace == *auth.policy.namespace)
-                    && auth.selector.as_ref().is_none_or(|selector| {
-                        crate::decide::peer_auth::selects(selector, &workload.labels)
-                    })
+                    && auth
+                        .selector
+                        .as_ref()
+                        .is_none_or(|selector| crate::decide::peer_auth::selects(selector, &workload.labels))
             }),
             invalid: None,
         }
