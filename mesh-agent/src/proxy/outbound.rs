@@ -52,6 +52,8 @@ struct Leg {
     endpoint: SocketAddr,
     transport: Transport,
     service: Option<Arc<Service>>,
+    /// The mesh knows the address: a pod's or a Service's endpoint.
+    known: bool,
 }
 
 /// A tunnelled way to an endpoint.
@@ -72,7 +74,8 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
     let plan = match plan(&*world, &accepted.source, accepted.original) {
         OutboundPlan::Tcp(plan) => plan,
         OutboundPlan::Passthrough(_) => {
-            let leg = Leg { endpoint: accepted.original, transport: Transport::Plain, service: None };
+            let leg =
+                Leg { endpoint: accepted.original, transport: Transport::Plain, service: None, known: false };
             return match connect(&worker, &pod, &accepted, &leg).await {
                 Ok((conn, upstream)) => relay_to_end(accepted.stream, conn, upstream).await,
                 Err(_) => upstream::reset(accepted.stream),
@@ -134,6 +137,7 @@ async fn try_endpoints(
             endpoint: endpoint.address,
             transport: transport(world, &worker.shared.node, endpoint),
             service: plan.service.as_ref().map(Arc::clone),
+            known: true,
         };
         let load = worker.count(endpoint.address);
         match connect(worker, pod, accepted, &leg).await {
@@ -174,15 +178,17 @@ async fn connect(
     let (path, destination) = match &leg.transport {
         Transport::Local(workload) => (Path::Local, Some(workload)),
         Transport::Hbone(workload) => (Path::Hbone, Some(workload)),
-        Transport::Plain => (Path::Plain, None),
+        Transport::Plain if leg.known => (Path::Plain, None),
+        Transport::Plain => (Path::Passthrough, None),
     };
     let mut meta = meta(accepted, Some(leg.endpoint), destination, path);
     meta.service = leg.service.as_ref().map(Arc::clone);
+    let decision = meta.decision_id;
     let conn = worker.shared.connections.open(meta);
     let opened = match &leg.transport {
         Transport::Local(workload) => local(worker, accepted, leg, workload).await.map(Upstream::Tcp),
         Transport::Hbone(workload) => {
-            let headers = upstream::headers(accepted.client, leg.service.as_deref(), conn.meta().decision_id);
+            let headers = upstream::headers(accepted.client, leg.service.as_deref(), decision);
             hbone(worker, pod, accepted, Way { leg, workload, headers }).await
         }
         Transport::Plain => upstream::plain(worker, pod, leg.endpoint).await.map(Upstream::Tcp),
