@@ -60,9 +60,10 @@ pub async fn serve_plaintext(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: Tcp
 pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
     let (Ok(client), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
     let (client, local) = (sock::canonical(client), sock::canonical(local));
-    let world = worker.shared.store.load();
-    let Some(workload) = world.workload(&pod.id) else { return upstream::reset(stream) };
-    let cert = match upstream::certificate(&worker, &workload.identity).await {
+    // Only the identity is kept: a tunnel outlives many snapshots.
+    let identity = worker.shared.store.load().workload(&pod.id).map(|workload| workload.identity.clone());
+    let Some(identity) = identity else { return upstream::reset(stream) };
+    let cert = match upstream::certificate(&worker, &identity).await {
         Ok(cert) => cert,
         Err(failure) => {
             tracing::warn!(pod = %pod.id, reason = %failure.reason, "{}", failure.message);

@@ -54,6 +54,8 @@ struct Leg {
     service: Option<Arc<Service>>,
     /// The mesh knows the address: a pod's or a Service's endpoint.
     known: bool,
+    /// The pod that has the address, in the mesh or not.
+    owner: Option<Arc<Workload>>,
 }
 
 /// A tunnelled way to an endpoint.
@@ -69,32 +71,39 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
         worker.limit_reached();
         return upstream::reset(stream);
     };
-    let world = worker.shared.store.load();
-    let Some(accepted) = identify(&worker, &world, &pod, stream) else { return };
-    let plan = match plan(&*world, &accepted.source, accepted.original) {
-        OutboundPlan::Tcp(plan) => plan,
-        OutboundPlan::Passthrough(_) => {
-            let leg =
-                Leg { endpoint: accepted.original, transport: Transport::Plain, service: None, known: false };
-            return match connect(&worker, &pod, &accepted, &leg).await {
-                Ok((conn, upstream)) => relay_to_end(accepted.stream, conn, upstream).await,
-                Err(_) => upstream::reset(accepted.stream),
-            };
-        }
-        OutboundPlan::Refuse(reason) => {
-            let meta = meta(&accepted, None, None, Path::Passthrough);
-            worker.shared.connections.open(meta).finish(Some(reason));
-            return upstream::reset(accepted.stream);
-        }
-    };
-    match try_endpoints(&worker, &pod, &accepted, &plan, &world).await {
+    let Some(accepted) = identify(&worker, &pod, stream) else { return };
+    match establish(&worker, &pod, &accepted).await {
         Some((conn, upstream, _load)) => relay_to_end(accepted.stream, conn, upstream).await,
         None => upstream::reset(accepted.stream),
     }
 }
 
+/// Plans the connection and opens its far side. The snapshot it decides from lives no longer than this: a
+/// relayed connection may last for days and must not keep an old world alive.
+async fn establish(
+    worker: &Rc<Worker>,
+    pod: &LocalPod,
+    accepted: &Accepted,
+) -> Option<(Conn, Upstream, Option<LoadGuard>)> {
+    let world = worker.shared.store.load();
+    match plan(&*world, &accepted.source, accepted.original) {
+        OutboundPlan::Tcp(plan) => try_endpoints(worker, pod, accepted, &plan, &world).await,
+        OutboundPlan::Passthrough(endpoint) => {
+            let leg = Leg { endpoint, transport: Transport::Plain, service: None, known: false, owner: None };
+            let (conn, upstream) = connect(worker, pod, accepted, &leg).await.ok()?;
+            Some((conn, upstream, None))
+        }
+        OutboundPlan::Refuse(reason) => {
+            let meta = meta(accepted, None, None, Path::Passthrough);
+            worker.shared.connections.open(meta).finish(Some(reason));
+            None
+        }
+    }
+}
+
 /// Says whose connection this is and where it was going; none (and a reset) where that makes no sense.
-fn identify(worker: &Worker, world: &World, pod: &LocalPod, stream: TcpStream) -> Option<Accepted> {
+fn identify(worker: &Worker, pod: &LocalPod, stream: TcpStream) -> Option<Accepted> {
+    let world = worker.shared.store.load();
     let (Ok(client), Ok(original)) = (stream.peer_addr(), stream.local_addr()) else { return None };
     let (client, original) = (sock::canonical(client), sock::canonical(original));
     let Some(source) = world.workload(&pod.id).map(Arc::clone) else {
@@ -127,7 +136,7 @@ async fn try_endpoints(
     accepted: &Accepted,
     plan: &TcpPlan,
     world: &World,
-) -> Option<(Conn, Upstream, LoadGuard)> {
+) -> Option<(Conn, Upstream, Option<LoadGuard>)> {
     let mut tried: Vec<usize> = Vec::new();
     while tried.len() < MAX_ENDPOINT_TRIES {
         let Some(index) = pick(worker, plan, &tried) else { break };
@@ -138,10 +147,11 @@ async fn try_endpoints(
             transport: transport(world, &worker.shared.node, endpoint),
             service: plan.service.as_ref().map(Arc::clone),
             known: true,
+            owner: world.workload_at(endpoint.address.ip()).map(Arc::clone),
         };
         let load = worker.count(endpoint.address);
         match connect(worker, pod, accepted, &leg).await {
-            Ok((conn, upstream)) => return Some((conn, upstream, load)),
+            Ok((conn, upstream)) => return Some((conn, upstream, Some(load))),
             // Policy gave its answer; another endpoint of the same Service must not be asked for a better one.
             Err(reason) if !upstream::worth_another_endpoint(reason) => return None,
             Err(_) => {}
@@ -183,6 +193,8 @@ async fn connect(
     };
     let mut meta = meta(accepted, Some(leg.endpoint), destination, path);
     meta.service = leg.service.as_ref().map(Arc::clone);
+    // For labels only: what is reached in plaintext has proved no identity.
+    meta.destination.workload = meta.destination.workload.or_else(|| leg.owner.as_ref().map(Arc::clone));
     let decision = meta.decision_id;
     let conn = worker.shared.connections.open(meta);
     let opened = match &leg.transport {
