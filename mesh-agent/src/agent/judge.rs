@@ -91,3 +91,6 @@ pub(super) fn verdicts(
     }
     (table, left_out)
 }
+
+#[cfg(test)]
+mod tests;

@@ -196,3 +196,21 @@ fn meta(world: &crate::world::World, arrival: &Arrival, workload: &Arc<Workload>
         decision_id: arrival.decision_id,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connect_may_name_only_the_pod_it_was_sent_to_and_no_port_of_the_mesh() {
+        let pod: IpAddr = "10.1.0.1".parse().unwrap();
+        let check = |to: &str| check_target(to.parse().unwrap(), pod);
+        assert_eq!(check("10.1.0.1:8080"), Ok(()));
+        assert_eq!(check("10.1.0.2:8080"), Err(Reason::ConnectTarget));
+        assert_eq!(check("127.0.0.1:8080"), Err(Reason::ConnectTarget));
+        assert_eq!(check("[::ffff:10.1.0.1]:8080"), Err(Reason::ConnectTarget));
+        for port in ["0", "15001", "15006", "15008"] {
+            assert_eq!(check(&format!("10.1.0.1:{port}")), Err(Reason::ConnectMeshPort), "{port}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::compile::MeshSettings;
+use crate::compile::fixture::{authz, compile};
+use crate::model::WorkloadId;
+use crate::observe::{DecisionId, Party, Path};
+use crate::world::Change;
+
+/// `web` and `api` on n1, `far` on n2, all of namespace `shop`, all enrolled.
+const SHOP: &str = r"apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {nodemesh.io/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop}
+spec: {nodeName: n1, serviceAccountName: web, containers: []}
+status: {podIPs: [{ip: 10.1.0.1}, {ip: 'fd00::1'}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: api, namespace: shop}
+spec: {nodeName: n1, serviceAccountName: api, containers: []}
+status: {podIPs: [{ip: 10.1.0.2}, {ip: 'fd00::2'}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: far, namespace: shop}
+spec: {nodeName: n2, serviceAccountName: far, containers: []}
+status: {podIPs: [{ip: 10.2.0.1}]}
+";
+
+const DENY_WEB: &str =
+    "{action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]}]}";
+
+fn world(texts: &[&str]) -> World {
+    let mut world = World::new(MeshSettings::default());
+    for text in texts {
+        for (key, object) in compile(text).objects {
+            world.apply(Change::Put(key, Box::new(object)));
+        }
+    }
+    world
+}
+
+fn pod(world: &World, name: &str) -> Arc<Workload> {
+    Arc::clone(world.pod("shop", name).unwrap())
+}
+
+fn meta(world: &World, direction: Direction, to: &str) -> ConnMeta {
+    let (source, destination) = (pod(world, "web"), pod(world, to));
+    let address = SocketAddr::new(destination.addresses[0], 8080);
+    ConnMeta {
+        direction,
+        path: Path::Local,
+        source: Party::local(Arc::clone(&source), SocketAddr::new(source.addresses[0], 40_000)),
+        destination: Party::local(destination, address),
+        hbone_address: None,
+        service: None,
+        decision_id: DecisionId::new(),
+    }
+}
+
+fn views(world: &World) -> Vec<(u64, Arc<Workload>)> {
+    vec![(1, pod(world, "web")), (2, pod(world, "api"))]
+}
+
+fn table(world: &World) -> HashMap<(u64, SocketAddr), KernelAction> {
+    let pods = views(world);
+    let local: Vec<LocalView<'_>> = pods
+        .iter()
+        .map(|(cookie, workload)| LocalView { cookie: *cookie, workload, ports: vec![80, 8080] })
+        .collect();
+    let (table, left_out) = verdicts(world, "n1", &local);
+    assert_eq!(left_out, 0);
+    table
+}
+
+#[test]
+fn a_policy_change_cuts_what_it_refuses_where_it_is_judged() {
+    let before = world(&[SHOP]);
+    let after = world(&[SHOP, &authz("deny-web", DENY_WEB)]);
+    for direction in [Direction::Local, Direction::Inbound] {
+        let meta = meta(&before, direction, "api");
+        assert_eq!(still_allowed(&before, &meta), None);
+        assert_eq!(still_allowed(&after, &meta), Some(Reason::PolicyChanged));
+    }
+    // The other node's agent judges what leaves this one.
+    let outbound = meta(&before, Direction::Outbound, "far");
+    assert_eq!(still_allowed(&after, &outbound), None);
+}
+
+#[test]
+fn a_connection_ends_with_its_pod_and_not_with_its_enrolment() {
+    let before = world(&[SHOP]);
+    let meta = meta(&before, Direction::Local, "api");
+    let mut gone = meta.clone();
+    let mut other = Workload::clone(gone.destination.workload.as_ref().unwrap());
+    other.id = WorkloadId("shop/api/of-another-life".into());
+    gone.destination.workload = Some(Arc::new(other));
+    assert_eq!(still_allowed(&before, &gone), Some(Reason::WorkloadGone));
+
+    let plain = SHOP.replace("nodemesh.io/mesh: enabled", "nodemesh.io/mesh: disabled");
+    let withdrawn = world(&[&plain, &authz("deny-web", DENY_WEB)]);
+    assert_eq!(still_allowed(&withdrawn, &meta), None, "outside the mesh no policy speaks of it");
+}
+
+#[test]
+fn the_kernel_is_told_of_every_pair_family_and_port_of_the_node() {
+    let open = table(&world(&[SHOP]));
+    assert_eq!(open.len(), 2 * 2 * 2, "two sources, two addresses of the other pod, two ports");
+    assert!(open.values().all(|action| *action == KernelAction::Bypass));
+    let denied = table(&world(&[SHOP, &authz("deny-web", DENY_WEB)]));
+    for ((cookie, to), action) in denied {
+        let expected = if cookie == 1 { KernelAction::Refuse } else { KernelAction::Bypass };
+        assert_eq!(action, expected, "{cookie} to {to}");
+    }
+}
+
+#[test]
+fn a_table_that_does_not_fit_says_how_much_is_left_out() {
+    let world = world(&[SHOP]);
+    let pods = views(&world);
+    let ports: Vec<u16> = (1..=u16::MAX).collect();
+    let local: Vec<LocalView<'_>> = pods
+        .iter()
+        .map(|(cookie, workload)| LocalView { cookie: *cookie, workload, ports: ports.clone() })
+        .collect();
+    let (table, left_out) = verdicts(&world, "n1", &local);
+    assert_eq!(table.len(), VERDICTS_MAX);
+    assert_eq!(table.len() + left_out, 2 * 2 * ports.len());
+}
