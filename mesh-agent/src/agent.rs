@@ -30,6 +30,8 @@ use crate::proxy::worker::{Shared, WorkerHandle};
 use crate::source::dir::{DirSettings, DirSource};
 use crate::world::{World, WorldStore};
 
+/// Verdicts the kernel holds at once.
+const VERDICTS_MAX: usize = mesh_common::VERDICTS_MAX as usize;
 /// How often the kernel is told that the agent lives, and what could not be done is tried again.
 const TICK: Duration = Duration::from_millis(500);
 /// A bypassed flow that was opened by a verdict read just before it was withdrawn shows up this much later.
@@ -234,7 +236,7 @@ impl Agent {
                 })
             })
             .collect();
-        let (verdicts, left_out) = judge::verdicts(&world, &self.shared.node, &pods);
+        let (verdicts, left_out) = judge::verdicts(&world, &self.shared.node, &pods, VERDICTS_MAX);
         let change = self.shared.capture.set_verdicts(&verdicts)?;
         let left_out = left_out + change.over_limit;
         if left_out > 0 {

@@ -12,9 +12,6 @@ use crate::model::{Reason, Workload};
 use crate::observe::{ConnMeta, Direction};
 use crate::world::World;
 
-/// Verdicts the agent asks the kernel to hold at once; flows beyond it are captured, relayed and still judged.
-pub(super) const VERDICTS_MAX: usize = 65_536;
-
 /// A pod of this node as the kernel's verdicts see it.
 pub(super) struct LocalView<'a> {
     pub(super) cookie: u64,
@@ -61,12 +58,13 @@ pub(super) fn flow_allowed(world: &World, source: Option<&Workload>, flow: &Live
     judge(world, destination, &facts).allowed
 }
 
-/// The whole table of verdicts for the pods of this node: every pair, every listening port, up to [`VERDICTS_MAX`].
-/// Returns how many did not fit beside the table.
+/// The whole table of verdicts for the pods of this node: every pair, every listening port, up to `max`;
+/// flows beyond it are captured, relayed and still judged. Returns how many did not fit beside the table.
 pub(super) fn verdicts(
     world: &World,
     node: &str,
     pods: &[LocalView<'_>],
+    max: usize,
 ) -> (HashMap<(u64, SocketAddr), KernelAction>, usize) {
     let mut table = HashMap::new();
     let mut left_out = 0;
@@ -80,7 +78,7 @@ pub(super) fn verdicts(
                         KernelVerdict::Refuse(_) => KernelAction::Refuse,
                         KernelVerdict::Capture => continue,
                     };
-                    if table.len() == VERDICTS_MAX {
+                    if table.len() == max {
                         left_out += 1;
                         continue;
                     }

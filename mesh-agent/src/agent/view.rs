@@ -174,7 +174,7 @@ impl NodeView {
             Limit::WorkloadConnections => {
                 Some((None, crate::proxy::limits::MAX_CONNECTIONS_PER_WORKLOAD as u64))
             }
-            Limit::Verdicts => Some((None, super::judge::VERDICTS_MAX as u64)),
+            Limit::Verdicts => Some((None, super::VERDICTS_MAX as u64)),
             _ => None,
         };
         Limit::ALL
