@@ -57,6 +57,13 @@ pub(crate) fn foreign_cargo(program: &Path, rustc: &Path) -> Command {
     command
 }
 
+/// A program of ours, where it finds what `setup` has installed.
+pub(crate) fn program(path: &Path) -> Command {
+    let mut command = Command::new(path);
+    clean(&mut command);
+    command
+}
+
 fn clean(command: &mut Command) {
     for name in INHERITED {
         command.env_remove(name);

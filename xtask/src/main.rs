@@ -4,6 +4,7 @@
 //! is missing and what to do about it. It never links the agent: it has to work before the agent can be compiled.
 mod build_ebpf;
 mod command;
+mod demo;
 #[cfg(test)]
 mod layering;
 mod paths;
@@ -39,6 +40,12 @@ enum Verb {
         #[arg(long)]
         force: bool,
     },
+    /// Bring up a small shop on two nodes, tell what the mesh does to its traffic, and leave it up until Enter
+    Demo {
+        /// End after the story; exit code 0 only if every step held
+        #[arg(long)]
+        exit: bool,
+    },
     /// Lint the workspace and run every test; with FILTER only the tests whose name contains it
     Test {
         /// Part of a test's name, as `cargo test` takes it
@@ -54,6 +61,7 @@ fn main() -> ExitCode {
         Verb::BuildEbpf { force } => {
             setup::ensure(Need::Build).and_then(|tools| build_ebpf::run(&tools.kernel, force))
         }
+        Verb::Demo { exit } => demo::run(exit),
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Ci => test::run(None),
     };
