@@ -181,10 +181,12 @@ fn bypass(shop: &mut Shop, terminal: &Terminal) -> Result<()> {
     terminal.say("now the proof: freeze the agent of node-a (SIGSTOP) and ask on both connections");
     let pid = shop.agent("node-a")?.pid();
     signal(pid, Signal::SIGSTOP)?;
+    let frozen = eventually("every thread of the agent to stop", FOLLOWS, || all_stopped(pid));
     let asked = direct.ask("reviews-v1");
     let silent = relayed.is_silent();
     // Before anything may fail: a frozen agent would not end with the demo.
     signal(pid, Signal::SIGCONT)?;
+    frozen?;
     let answer = asked?;
     terminal.output(&format!(
         "bypass, agent frozen: {answer}\nhbone,  agent frozen: {}",
@@ -203,6 +205,18 @@ fn bypass(shop: &mut Shop, terminal: &Terminal) -> Result<()> {
 
 fn signal(pid: i32, signal: Signal) -> Result<()> {
     Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?)
+}
+
+/// A stop signal takes its time to reach threads that run on other processors.
+fn all_stopped(pid: i32) -> Result<bool> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+        // The state follows the name, which stands in parentheses and may hold anything.
+        if stat.rsplit_once(") ").is_none_or(|(_, after)| !after.starts_with('T')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn denied(shop: &mut Shop, terminal: &Terminal) -> Result<()> {
