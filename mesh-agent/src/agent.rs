@@ -20,7 +20,7 @@ use self::servers::Servers;
 use self::succession::Succession;
 use self::view::NodeView;
 use crate::admin::State;
-use crate::capture::{Capture, CaptureConfig, Event};
+use crate::capture::{Capture, CaptureConfig, CaptureError, CaptureHandle, Event};
 use crate::compile::MeshSettings;
 use crate::config::Settings;
 use crate::identity::{Ca, CertManager, CertSettings, DirCa, SystemClock};
@@ -34,6 +34,10 @@ use crate::world::{World, WorldStore};
 const VERDICTS_MAX: usize = mesh_common::VERDICTS_MAX as usize;
 /// How often the kernel is told that the agent lives, and what could not be done is tried again.
 const TICK: Duration = Duration::from_millis(500);
+/// Pods that start many listeners at once cost one computation of the verdicts, not one for each.
+const LISTENING_PAUSE: Duration = Duration::from_millis(5);
+/// How often the end asks whether a predecessor that still drains has gone.
+const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 /// A bypassed flow that was opened by a verdict read just before it was withdrawn shows up this much later.
 const RECHECK: Duration = Duration::from_millis(50);
 /// Descriptors the agent asks for: two per relayed connection and some for itself.
@@ -79,6 +83,9 @@ struct Agent {
     view: Arc<NodeView>,
     stop_certs: watch::Sender<bool>,
     certs_task: tokio::task::JoinHandle<()>,
+    heartbeat: tokio::task::JoinHandle<()>,
+    /// What was to be done failed or had to wait: the next tick does it.
+    behind: bool,
     interrupt: Signal,
     terminate: Signal,
 }
@@ -86,6 +93,7 @@ struct Agent {
 impl Agent {
     async fn start(settings: Settings) -> anyhow::Result<Self> {
         let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        Capture::check_node()?;
         // The predecessor first: whatever fails below, it has not been told to stop yet.
         let mut succession = Succession::begin(&settings).await?;
         let mesh = MeshSettings {
@@ -95,6 +103,8 @@ impl Agent {
         };
         let store = Arc::new(WorldStore::new(World::new(mesh)));
         let source = DirSource::start(&settings.manifests, DirSettings::default(), Arc::clone(&store))?;
+        let ca = DirCa::open(&settings.ca_dir)?;
+        // The last that may fail for a reason outside: what fails before leaves nothing in the kernel.
         let capture = Capture::load(&CaptureConfig {
             bpf_dir: settings.bpf_dir.clone(),
             workers: settings.workers,
@@ -102,7 +112,7 @@ impl Agent {
             succeeds: succession.has_predecessor(),
         })?;
         let certs = CertManager::new(
-            Ca::Dir(Arc::new(DirCa::open(&settings.ca_dir)?)),
+            Ca::Dir(Arc::new(ca)),
             Arc::new(SystemClock),
             CertSettings { lifetime: settings.cert_lifetime, ..CertSettings::default() },
         );
@@ -126,7 +136,8 @@ impl Agent {
             .collect::<anyhow::Result<Vec<_>>>()?;
         let view = NodeView::new(&settings, Arc::clone(&shared), source);
         let mut agent = Self {
-            pods: Pods::new(succession.adopted()),
+            pods: Pods::new(succession.adopted(), succession.frozen()),
+            heartbeat: tokio::spawn(heartbeat(shared.capture.clone())),
             servers: Servers::default(),
             settings,
             shared,
@@ -136,22 +147,47 @@ impl Agent {
             view,
             stop_certs,
             certs_task,
+            behind: false,
             interrupt,
             terminate,
         };
-        agent.take_office().await?;
+        if let Err(error) = agent.take_office().await {
+            // Where an agent was before, its pods stay as it left them until the next try.
+            if agent.capture.is_fresh()
+                && let Err(error) = agent.capture.shutdown()
+            {
+                tracing::warn!(%error, "what a failed start has left could not be undone");
+            }
+            return Err(error);
+        }
         Ok(agent)
     }
 
     /// Serves this node's pods, tells the predecessor, opens the doors for questions.
     async fn take_office(&mut self) -> anyhow::Result<()> {
+        let planned = self.succession.has_predecessor();
+        if !planned {
+            // A port that is taken is found out before any pod is captured, and "starting" is a true answer.
+            self.servers.start(&self.settings, &self.view, planned).await?;
+        }
         self.reconcile().await?;
-        let planned = self.succession.ready(&mut self.pods).await?;
+        let late = self.succession.ready().await;
+        if !late.is_empty() {
+            tracing::info!(pods = late.len(), "took listeners that the agent before had opened since");
+            self.pods.adopt_late(late);
+            self.capture.adopt_late()?;
+            self.reconcile().await?;
+        }
+        // What nobody claimed belongs to pods that are gone; held sockets would keep their namespaces.
+        let unclaimed = self.pods.drop_unclaimed();
+        self.succession.forget(&unclaimed).await;
         let gone = self.capture.prune()?;
         if gone > 0 {
             tracing::info!(pods = gone, "forgot pods that an agent before had enrolled and that are gone");
         }
-        self.servers.start(&self.settings, &self.view, planned).await?;
+        if planned {
+            self.servers.start(&self.settings, &self.view, planned).await?;
+        }
         self.succession.serve_successors(&self.settings).await?;
         self.view.set_state(State::Ready);
         tracing::info!(
@@ -176,24 +212,28 @@ impl Agent {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut recheck: Option<Instant> = None;
+        let mut listening: Option<Instant> = None;
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return Ok(End::Signal),
                 _ = self.interrupt.recv() => return Ok(End::Signal),
                 () = self.succession.succeeded() => return Ok(End::Succeeded),
                 _ = changed.changed() => {
-                    self.reconcile().await?;
-                    self.judge_again()?;
+                    self.catch_up().await?;
                     recheck = Some(Instant::now() + RECHECK);
                 }
                 event = events.next() => {
                     if self.kernel_event(event?) {
-                        self.publish_verdicts()?;
+                        listening.get_or_insert_with(|| Instant::now() + LISTENING_PAUSE);
                     }
+                }
+                () = at(listening) => {
+                    listening = None;
+                    self.publish_verdicts();
                 }
                 () = at(recheck) => {
                     recheck = None;
-                    self.judge_flows()?;
+                    self.judge_flows();
                 }
                 _ = tick.tick() => self.tick().await?,
             }
@@ -202,13 +242,25 @@ impl Agent {
 
     /// What must be done again and again.
     async fn tick(&mut self) -> anyhow::Result<()> {
-        self.shared.capture.heartbeat()?;
-        self.capture.claim();
-        if !self.pods.pending.is_empty() {
+        // A predecessor that still drains relays over the routes of pods that were withdrawn here.
+        if self.capture.claim() && !self.succession.frozen().get() {
+            self.pods.release_drained(&mut self.capture, &self.shared.connections);
+        }
+        if self.behind {
+            self.catch_up().await?;
+        } else if !self.pods.pending.is_empty() {
             self.reconcile().await?;
         }
-        self.pods.release_drained(&mut self.capture, &self.shared.connections);
         self.succession.mend_holder(&self.pods).await;
+        Ok(())
+    }
+
+    /// Makes the current snapshot hold for everything.
+    async fn catch_up(&mut self) -> anyhow::Result<()> {
+        self.behind = false;
+        self.reconcile().await?;
+        judge::cut_forbidden(&self.shared);
+        self.judge_flows();
         Ok(())
     }
 
@@ -216,13 +268,30 @@ impl Agent {
     async fn reconcile(&mut self) -> anyhow::Result<()> {
         let world = self.shared.store.load();
         let changes = self.pods.reconcile(&world, &mut self.capture, &self.shared, &self.workers).await?;
+        self.behind |= changes.unfinished;
+        // The verdicts before anything that may take time: they are what policy is for flows of this node.
+        self.publish_verdicts();
         self.succession.keep(&self.pods, &changes).await;
         self.view.update(&self.pods);
-        self.publish_verdicts()
+        Ok(())
     }
 
     /// Installs the kernel's verdicts for flows between pods of this node.
-    fn publish_verdicts(&self) -> anyhow::Result<()> {
+    fn publish_verdicts(&mut self) {
+        if self.succession.frozen().get() {
+            self.behind = true;
+            return;
+        }
+        let Err(error) = self.try_publish_verdicts() else { return };
+        self.behind = true;
+        tracing::warn!(%error, "the kernel did not take the verdicts; all connections go through the agent until it does");
+        // A verdict that should have gone may hold: void them all, which costs speed and nothing else.
+        if let Err(error) = self.shared.capture.bump_generation() {
+            tracing::error!(%error, "nor could they be voided");
+        }
+    }
+
+    fn try_publish_verdicts(&self) -> Result<(), CaptureError> {
         let world = self.shared.store.load();
         let pods: Vec<judge::LocalView<'_>> = self
             .pods
@@ -245,19 +314,18 @@ impl Agent {
         Ok(())
     }
 
-    /// Judges everything that is open under the new snapshot: the relayed connections and the bypassed flows.
-    fn judge_again(&self) -> anyhow::Result<()> {
+    /// Cuts the bypassed flows that the current snapshot does not allow.
+    fn judge_flows(&mut self) {
         let world = self.shared.store.load();
-        let cut = self.shared.connections.cut_if(&|meta| judge::still_allowed(&world, meta));
-        if cut > 0 {
-            tracing::info!(connections = cut, "cut: the new state does not allow them");
-        }
-        self.judge_flows()
-    }
-
-    fn judge_flows(&self) -> anyhow::Result<()> {
-        let world = self.shared.store.load();
-        for flow in self.shared.capture.flows()? {
+        let flows = match self.shared.capture.flows() {
+            Ok(flows) => flows,
+            Err(error) => {
+                tracing::warn!(%error, "the bypassed flows cannot be judged; trying again");
+                self.behind = true;
+                return;
+            }
+        };
+        for flow in flows {
             let owner = self.pods.attached.iter().find(|(_, attached)| attached.pod.cookie == flow.opener);
             let Some((id, attached)) = owner else { continue };
             let source = world.workload(id).map(Arc::as_ref);
@@ -267,10 +335,10 @@ impl Agent {
             tracing::info!(source = %id, from = %flow.local, to = %flow.remote, "bypassed flow cut: policy changed");
             self.view.flow_cut(&flow);
             if let Err(error) = self.shared.capture.destroy(&attached.pod.netns, &flow) {
-                tracing::warn!(from = %flow.local, to = %flow.remote, %error, "a bypassed flow could not be cut");
+                tracing::warn!(from = %flow.local, to = %flow.remote, %error, "a bypassed flow could not be cut; trying again");
+                self.behind = true;
             }
         }
-        Ok(())
     }
 
     /// Files what the kernel reports. Returns whether the verdicts must be computed anew.
@@ -284,31 +352,60 @@ impl Agent {
         }
     }
 
-    /// Ends everything in the order that loses nothing.
+    /// Ends everything in the order that loses nothing. Goes on past errors and returns the first.
     async fn end(mut self, end: End) -> anyhow::Result<()> {
+        let since = Instant::now();
+        let mut result = Ok(());
+        self.heartbeat.abort();
         self.view.set_state(State::Draining);
         tracing::info!(?end, connections = self.shared.connections.len(), "draining");
         if end == End::Signal {
             // New connections must not come to an agent that leaves.
             self.succession.stop();
-            let withdrawn = self.pods.withdraw_all(&mut self.capture, &self.workers).await?;
-            self.succession.forget(&withdrawn).await;
+            match self.pods.withdraw_all(&mut self.capture, &self.workers).await {
+                Ok(withdrawn) => self.succession.forget(&withdrawn).await,
+                Err(error) => result = Err(error),
+            }
         } else {
             // The successor opens the same doors.
             self.servers.stop();
         }
-        drain::drain(&self.shared.connections, &self.workers, self.settings.drain_deadline).await?;
+        let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
+        let hurry = async {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        };
+        let deadline = self.settings.drain_deadline;
+        drain::drain(&self.shared, &self.workers, deadline, hurry).await;
+        if end == End::Signal {
+            // A predecessor that still drains needs the routes; its own deadline ends it.
+            while !self.capture.claim() && since.elapsed() < deadline {
+                tokio::time::sleep(CLAIM_PAUSE).await;
+            }
+        }
         self.servers.stop();
         for worker in self.workers {
             worker.stop();
         }
         self.stop_certs.send_replace(true);
-        self.certs_task.await?;
+        result = result.and(self.certs_task.await.map_err(Into::into));
         if end == End::Signal {
-            self.capture.shutdown()?;
+            result = result.and(self.capture.shutdown().map_err(Into::into));
         }
         tracing::info!("ended");
-        Ok(())
+        result
+    }
+}
+
+/// Tells the kernel that the agent lives. A task of its own: the control loop may wait for the holder or for a
+/// predecessor, and pods must not be taken for unserved meanwhile.
+async fn heartbeat(capture: CaptureHandle) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if let Err(error) = capture.heartbeat() {
+            tracing::warn!(%error, "the kernel could not be told that the agent lives");
+        }
     }
 }
 

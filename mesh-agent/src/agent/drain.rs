@@ -5,37 +5,65 @@ use std::time::{Duration, Instant};
 
 use crate::model::Reason;
 use crate::observe::ConnectionTable;
-use crate::proxy::worker::{Command, WorkerHandle};
+use crate::proxy::worker::{Command, Shared, WorkerHandle};
+
+use super::judge;
 
 /// How often the drain looks whether the last connection has gone.
 const POLL: Duration = Duration::from_millis(20);
 /// How long connections that were cut at the deadline may take to say so to both sides.
 const CUT_GRACE: Duration = Duration::from_millis(500);
 
-/// Stops accepting, lets live connections end by themselves until `deadline`, then cuts them.
+/// Stops accepting, lets live connections end by themselves until `deadline` or until `hurry` completes, then cuts
+/// them. Policy goes on to hold for them meanwhile.
 pub(super) async fn drain(
-    connections: &ConnectionTable,
+    shared: &Shared,
     workers: &[WorkerHandle],
     deadline: Duration,
-) -> anyhow::Result<()> {
+    hurry: impl Future<Output = ()>,
+) {
     for worker in workers {
-        worker.send(Command::Drain).await?;
+        if let Err(error) = worker.send(Command::Drain).await {
+            tracing::error!(%error, "cannot drain it");
+        }
     }
-    if !gone_within(connections, deadline).await {
-        let cut = connections.cut_if(&|_| Some(Reason::DrainDeadline));
+    let all_gone = tokio::select! {
+        gone = gone_within(shared, deadline) => gone,
+        () = hurry => false,
+    };
+    if !all_gone {
+        let cut = shared.connections.cut_if(&|_| Some(Reason::DrainDeadline));
         tracing::warn!(connections = cut, ?deadline, "cut at the drain deadline");
-        gone_within(connections, CUT_GRACE).await;
+        cut_ones_gone(&shared.connections).await;
     }
-    Ok(())
 }
 
-async fn gone_within(connections: &ConnectionTable, limit: Duration) -> bool {
+/// Looks twice: what a worker has just accepted is in the table a moment later.
+async fn gone_within(shared: &Shared, limit: Duration) -> bool {
     let end = Instant::now() + limit;
-    while !connections.is_empty() {
-        if Instant::now() >= end {
-            return false;
+    let mut judged = shared.store.load().version;
+    let mut empty_before = false;
+    loop {
+        let empty = shared.connections.is_empty();
+        if empty && empty_before {
+            return true;
         }
+        if Instant::now() >= end {
+            return empty;
+        }
+        empty_before = empty;
+        tokio::time::sleep(POLL).await;
+        let version = shared.store.load().version;
+        if version != judged {
+            judged = version;
+            judge::cut_forbidden(shared);
+        }
+    }
+}
+
+async fn cut_ones_gone(connections: &ConnectionTable) {
+    let end = Instant::now() + CUT_GRACE;
+    while !connections.is_empty() && Instant::now() < end {
         tokio::time::sleep(POLL).await;
     }
-    true
 }

@@ -10,6 +10,7 @@ use crate::decide::bypass::{KernelVerdict, kernel_verdict};
 use crate::decide::inbound::{ConnFacts, judge};
 use crate::model::{Reason, Workload};
 use crate::observe::{ConnMeta, Direction};
+use crate::proxy::worker::Shared;
 use crate::world::World;
 
 /// A pod of this node as the kernel's verdicts see it.
@@ -18,6 +19,15 @@ pub(super) struct LocalView<'a> {
     pub(super) workload: &'a Workload,
     /// Ports somebody listens on.
     pub(super) ports: Vec<u16>,
+}
+
+/// Cuts the relayed connections that the current snapshot does not allow.
+pub(super) fn cut_forbidden(shared: &Shared) {
+    let world = shared.store.load();
+    let cut = shared.connections.cut_if(&|meta| still_allowed(&world, meta));
+    if cut > 0 {
+        tracing::info!(connections = cut, "cut: the new state does not allow them");
+    }
 }
 
 /// Whether a relayed connection must end under `world`, and why.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::succession::Adopted;
+use super::succession::{Adopted, Frozen};
 use crate::capture::handover::ListenerSet;
 use crate::capture::{Capture, CaptureError, Enrolled, PodAttachment, WorkerListeners};
 use crate::model::{Identity, MtlsMode, Workload, WorkloadId};
@@ -41,6 +41,8 @@ pub(super) struct Changes {
     pub(super) attached: Vec<WorkloadId>,
     /// Pod and namespace cookie, as listener sets are named.
     pub(super) withdrawn: Vec<(String, u64)>,
+    /// Something is left to do: the next tick tries again.
+    pub(super) unfinished: bool,
 }
 
 /// The attached and the pending pods of this node.
@@ -51,12 +53,20 @@ pub(super) struct Pods {
     leaving: HashSet<WorkloadId>,
     /// Listeners that a former agent left and nobody has claimed yet.
     adopted: Adopted,
+    /// Set while a successor has this agent's listeners and is not ready: two agents must not enrol at once.
+    frozen: Frozen,
 }
 
 impl Pods {
     /// No pods yet; `adopted` listeners are used for the pods that they belong to.
-    pub(super) fn new(adopted: Adopted) -> Self {
-        Self { attached: BTreeMap::new(), pending: BTreeMap::new(), leaving: HashSet::new(), adopted }
+    pub(super) fn new(adopted: Adopted, frozen: Frozen) -> Self {
+        Self { attached: BTreeMap::new(), pending: BTreeMap::new(), leaving: HashSet::new(), adopted, frozen }
+    }
+
+    /// Further listeners of a predecessor; pods that waited for them are tried at once.
+    pub(super) fn adopt_late(&mut self, late: Adopted) {
+        self.adopted.extend(late);
+        self.pending.clear();
     }
 
     /// Every attached pod's listeners.
@@ -74,7 +84,8 @@ impl Pods {
         self.adopted.drain().map(|(key, _)| key).collect()
     }
 
-    /// Brings the attached pods in line with `world`. Returns what changed.
+    /// Brings the attached pods in line with `world`. Returns what changed. An error means that a worker is
+    /// gone; what goes wrong with one pod is logged, shown and tried again.
     pub(super) async fn reconcile(
         &mut self,
         world: &World,
@@ -96,12 +107,24 @@ impl Pods {
             .map(|(id, _)| id.clone())
             .collect();
         for id in gone {
+            if self.frozen.get() {
+                changes.unfinished = true;
+                break;
+            }
             changes.withdrawn.extend(self.withdraw(&id, capture, workers).await?);
         }
         self.pending.retain(|id, _| wanted.contains_key(id));
         for (id, attachment) in wanted {
-            if self.attach(&id, attachment, capture, workers).await? {
+            if self.frozen.get() {
+                changes.unfinished = true;
+                break;
+            }
+            if self.attached.contains_key(&id) {
+                changes.unfinished |= !self.refresh(&id, attachment, capture);
+            } else if self.attach(&id, attachment, capture, workers).await? {
                 changes.attached.push(id);
+                // Enrolling takes milliseconds for each pod: the heartbeat and questions come in between.
+                tokio::task::yield_now().await;
             }
         }
         if !changes.attached.is_empty() || !changes.withdrawn.is_empty() {
@@ -143,6 +166,20 @@ impl Pods {
         Ok(Some((attached.set.pod.clone(), attached.set.cookie)))
     }
 
+    /// Tells the kernel what has changed about an attached pod. Returns whether that went well.
+    fn refresh(&mut self, id: &WorkloadId, attachment: PodAttachment, capture: &mut Capture) -> bool {
+        let Some(attached) = self.attached.get_mut(id) else { return true };
+        if attached.attachment.fail_closed == attachment.fail_closed {
+            return true;
+        }
+        if let Err(error) = capture.set_fail_closed(id, attachment.fail_closed) {
+            tracing::warn!(pod = %id, %error, "what holds without an agent could not be changed; trying again");
+            return false;
+        }
+        attached.attachment = attachment;
+        true
+    }
+
     async fn attach(
         &mut self,
         id: &WorkloadId,
@@ -150,13 +187,6 @@ impl Pods {
         capture: &mut Capture,
         workers: &[WorkerHandle],
     ) -> anyhow::Result<bool> {
-        if let Some(attached) = self.attached.get_mut(id) {
-            if attached.attachment.fail_closed != attachment.fail_closed {
-                capture.set_fail_closed(id, attachment.fail_closed)?;
-                attached.attachment = attachment;
-            }
-            return Ok(false);
-        }
         if self.pending.get(id).is_some_and(|pending| Instant::now() < pending.next_try) {
             return Ok(false);
         }
@@ -167,9 +197,21 @@ impl Pods {
                 return Ok(false);
             }
         };
+        let set = match listener_set(id, &enrolled) {
+            Ok(set) => Arc::new(set),
+            Err(error) => {
+                // Most likely no descriptors are left. What is enrolled and not served would hang.
+                let undone = capture.withdraw(id).and_then(|()| capture.release(id));
+                if let Err(error) = undone {
+                    tracing::warn!(pod = %id, %error, "an enrolment could not be undone");
+                }
+                let error = format!("its listeners cannot be kept: {error}; raise the limit of open files");
+                self.postpone(id.clone(), error);
+                return Ok(false);
+            }
+        };
         self.pending.remove(id);
         self.leaving.remove(id);
-        let set = Arc::new(listener_set(id, &enrolled)?);
         let pod = Arc::new(LocalPod {
             id: id.clone(),
             netns: enrolled.netns,

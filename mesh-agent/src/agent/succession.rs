@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::pods::{Changes, Pods};
 use crate::capture::handover::{
-    Event, HandoverError, HandoverServer, HolderClient, ListenerSet, Predecessor,
+    Event, HandoverError, HandoverServer, HolderClient, ListenerSet, Predecessor, Refusal,
 };
 use crate::config::Settings;
 
@@ -24,8 +25,26 @@ const SERVE_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between two tries to open them.
 const BIND_PAUSE: Duration = Duration::from_millis(20);
 
+/// How long the holder may take for one exchange: the control loop waits for it, and a holder is only a net.
+const HOLDER_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Listener sets by pod and namespace cookie.
 pub(super) type Adopted = HashMap<(String, u64), ListenerSet>;
+
+/// Whether a successor is between taking the listeners and being ready. Until then pods are neither enrolled
+/// nor withdrawn here and verdicts not written: it does that already.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Frozen(Arc<AtomicBool>);
+
+impl Frozen {
+    pub(super) fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn set(&self, frozen: bool) {
+        self.0.store(frozen, Ordering::Release);
+    }
+}
 
 /// The state of all three conversations.
 pub(super) struct Succession {
@@ -37,6 +56,7 @@ pub(super) struct Succession {
     /// What a successor would be given now.
     sets: Arc<Mutex<Vec<Arc<ListenerSet>>>>,
     adopted: Adopted,
+    frozen: Frozen,
 }
 
 /// Where an agent hands its listeners to its successor: beside its admin socket.
@@ -57,6 +77,7 @@ impl Succession {
             succeeded: None,
             sets: Arc::default(),
             adopted: Adopted::new(),
+            frozen: Frozen::default(),
         };
         match Predecessor::connect(&handover_path(settings)).await {
             Ok(mut predecessor) => {
@@ -69,18 +90,34 @@ impl Succession {
             Err(error) => return Err(error),
         }
         this.connect_holder().await;
-        if this.predecessor.is_none()
-            && let Some(holder) = &mut this.holder
-        {
-            let sets = holder.fetch().await?;
-            tracing::info!(pods = sets.len(), "took the listeners that the holder kept");
-            this.adopt(sets);
+        if this.predecessor.is_none() {
+            this.fetch().await;
         }
         Ok(this)
     }
 
+    /// Takes what the holder kept. A holder that fails must not keep the node without an agent.
+    async fn fetch(&mut self) {
+        let Some(holder) = &mut self.holder else { return };
+        match holder.fetch().await {
+            Ok(sets) => {
+                tracing::info!(pods = sets.len(), "took the listeners that the holder kept");
+                self.adopt(sets);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the holder gave no listeners; connections that waited are lost");
+                self.holder = None;
+            }
+        }
+    }
+
     fn adopt(&mut self, sets: Vec<ListenerSet>) {
-        self.adopted.extend(sets.into_iter().map(|set| ((set.pod.clone(), set.cookie), set)));
+        self.adopted.extend(keyed(sets));
+    }
+
+    /// Whether a successor is at work.
+    pub(super) fn frozen(&self) -> Frozen {
+        self.frozen.clone()
     }
 
     /// The listeners that a former agent left, once.
@@ -92,19 +129,18 @@ impl Succession {
         self.predecessor.is_some()
     }
 
-    /// Tells the predecessor that its pods are served; it stops accepting. Returns whether there was one.
-    pub(super) async fn ready(&mut self, pods: &mut Pods) -> Result<bool, HandoverError> {
-        let predecessor = self.predecessor.take();
-        let planned = predecessor.is_some();
-        if let Some(predecessor) = predecessor {
-            // Pods that it enrolled in between were attached here as well, with listeners of this agent's.
-            let since = predecessor.ready().await?;
-            tracing::debug!(pods = since.len(), "the predecessor enrolled more in the meantime");
+    /// Tells the predecessor, if there was one, that its pods are served; it stops accepting. Returns what it has
+    /// enrolled in the meantime: it is not served by anybody else any more.
+    pub(super) async fn ready(&mut self) -> Adopted {
+        let Some(predecessor) = self.predecessor.take() else { return Adopted::new() };
+        match predecessor.ready().await {
+            Ok(late) => keyed(late).collect(),
+            Err(error) => {
+                // It may have stopped accepting or not; going on is right in both cases, ending only in one.
+                tracing::warn!(%error, "the agent before did not take leave; going on");
+                Adopted::new()
+            }
         }
-        // What nobody claimed belongs to pods that are gone; held sockets would keep their namespaces.
-        let unclaimed = pods.drop_unclaimed();
-        self.forget(&unclaimed).await;
-        Ok(planned)
     }
 
     /// Opens the door for a successor, as soon as the predecessor has closed its own.
@@ -113,7 +149,7 @@ impl Succession {
         let server = patiently(|| HandoverServer::bind(&path)).await?;
         let (tell, succeeded) = oneshot::channel();
         let sets = Arc::clone(&self.sets);
-        self.server = Some(tokio::spawn(serve(server, sets, tell)));
+        self.server = Some(tokio::spawn(serve(server, sets, self.frozen.clone(), tell)));
         self.succeeded = Some(succeeded);
         Ok(())
     }
@@ -142,10 +178,17 @@ impl Succession {
         if self.holder.is_none() {
             return;
         }
-        if let Err(error) = self.try_keep(pods, changes).await {
-            tracing::warn!(%error, "the holder did not take the listeners; a crash of the agent would now lose connections");
-            self.holder = None;
-        }
+        let kept = tokio::time::timeout(HOLDER_PATIENCE, self.try_keep(pods, changes)).await;
+        let error = match kept {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_elapsed) => format!("it did not answer for {HOLDER_PATIENCE:?}"),
+        };
+        tracing::warn!(
+            error,
+            "the holder did not take the listeners; a crash of the agent would now lose connections"
+        );
+        self.holder = None;
     }
 
     async fn try_keep(&mut self, pods: &Pods, changes: &Changes) -> Result<(), HandoverError> {
@@ -154,20 +197,37 @@ impl Succession {
             holder.drop_pod(pod, *cookie).await?;
         }
         for set in changes.attached.iter().filter_map(|id| pods.set_of(id)) {
-            holder.put(set).await?;
+            match holder.put(set).await {
+                Err(HandoverError::Refused { refusal: refusal @ Refusal::Full { .. } }) => {
+                    tracing::warn!(pod = set.pod, %refusal, "the holder is full; a crash of the agent would lose connections to this pod");
+                }
+                put => drop(put?),
+            }
         }
         Ok(())
     }
 
     /// The agent leaves for good: nothing is to be kept.
     pub(super) async fn forget(&mut self, withdrawn: &[(String, u64)]) {
-        let Some(holder) = &mut self.holder else { return };
-        for (pod, cookie) in withdrawn {
-            if let Err(error) = holder.drop_pod(pod, *cookie).await {
-                tracing::warn!(%error, "the holder could not be told to let go");
-                return;
-            }
+        if self.holder.is_none() || withdrawn.is_empty() {
+            return;
         }
+        let told = tokio::time::timeout(HOLDER_PATIENCE, self.try_forget(withdrawn)).await;
+        let error = match told {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_elapsed) => format!("it did not answer for {HOLDER_PATIENCE:?}"),
+        };
+        tracing::warn!(error, "the holder could not be told to let go");
+        self.holder = None;
+    }
+
+    async fn try_forget(&mut self, withdrawn: &[(String, u64)]) -> Result<(), HandoverError> {
+        let Some(holder) = &mut self.holder else { return Ok(()) };
+        for (pod, cookie) in withdrawn {
+            holder.drop_pod(pod, *cookie).await?;
+        }
+        Ok(())
     }
 
     /// Finds the holder again after it failed, and gives it everything.
@@ -176,27 +236,60 @@ impl Succession {
             return;
         }
         self.connect_holder().await;
-        let everything = Changes { attached: pods.attached.keys().cloned().collect(), withdrawn: Vec::new() };
+        let Some(holder) = &mut self.holder else { return };
+        // The same holder may still be there, with pods that were withdrawn while it could not be told.
+        let kept = match tokio::time::timeout(HOLDER_PATIENCE, holder.fetch()).await {
+            Ok(Ok(kept)) => kept,
+            _ => {
+                self.holder = None;
+                return;
+            }
+        };
+        let sets = pods.sets();
+        let known =
+            |kept: &ListenerSet| sets.iter().any(|set| set.pod == kept.pod && set.cookie == kept.cookie);
+        let everything = Changes {
+            attached: pods.attached.keys().cloned().collect(),
+            withdrawn: kept.into_iter().filter(|set| !known(set)).map(|set| (set.pod, set.cookie)).collect(),
+            unfinished: false,
+        };
         self.keep(pods, &everything).await;
+        if self.holder.is_some() {
+            tracing::info!(pods = sets.len(), "the holder keeps the listeners");
+        }
     }
 
     async fn connect_holder(&mut self) {
         let Some(path) = self.holder_path.as_deref() else { return };
-        match HolderClient::connect(path).await {
-            Ok(holder) => self.holder = Some(holder),
-            Err(error) => tracing::debug!(%error, "no holder"),
+        match tokio::time::timeout(HOLDER_PATIENCE, HolderClient::connect(path)).await {
+            Ok(Ok(holder)) => self.holder = Some(holder),
+            Ok(Err(error)) => tracing::debug!(%error, "no holder"),
+            Err(_elapsed) => tracing::debug!("the holder does not answer"),
         }
     }
+}
+
+fn keyed(sets: Vec<ListenerSet>) -> impl Iterator<Item = ((String, u64), ListenerSet)> {
+    sets.into_iter().map(|set| ((set.pod.clone(), set.cookie), set))
 }
 
 /// Serves one successor after the other until one is ready.
 async fn serve(
     mut server: HandoverServer,
     sets: Arc<Mutex<Vec<Arc<ListenerSet>>>>,
+    frozen: Frozen,
     tell: oneshot::Sender<()>,
 ) {
     loop {
-        match server.serve(|| sets.lock().clone()).await {
+        let provider = || {
+            frozen.set(true);
+            sets.lock().clone()
+        };
+        let served = server.serve(provider).await;
+        if !matches!(served, Ok(Event::SuccessorReady { .. })) {
+            frozen.set(false);
+        }
+        match served {
             Ok(Event::SuccessorReady { handed }) => {
                 tracing::info!(pods = handed.len(), "a successor serves the listeners now");
                 // Nobody waits for it any more: the agent is ending anyway.

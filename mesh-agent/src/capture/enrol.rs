@@ -40,6 +40,16 @@ impl Pods {
         Ok(Self { own_cookie, next_epoch, records: HashMap::new(), inherited: entries.into_iter().collect() })
     }
 
+    /// Adds what another agent has entered since.
+    pub(super) fn adopt_late(&mut self, maps: &Maps) -> Result<(), CaptureError> {
+        for (cookie, entry) in maps.pods.entries().map_err(access("PODS"))? {
+            if !self.records.values().any(|record| record.cookie == cookie) {
+                self.inherited.insert(cookie, entry);
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn enrolled(&self) -> Vec<WorkloadId> {
         self.records.iter().filter(|(_, record)| record.enrolled).map(|(id, _)| id.clone()).collect()
     }
@@ -140,10 +150,12 @@ fn steps(
     let maps = &capture.shared.maps;
     no_other_steering(capture, pod, record)?;
     prepare_namespace(pod, record)?;
-    let listeners = match handed_over {
-        Some(listeners) => listeners,
-        None => listeners::open(maps, &record.netns, pod, capture.config.workers)?,
-    };
+    let mut listeners = handed_over.unwrap_or_default();
+    // A predecessor with fewer workers left fewer: the rest joins the SO_REUSEPORT groups of those.
+    let missing = capture.config.workers.max(1).saturating_sub(listeners.len());
+    if missing > 0 {
+        listeners.extend(listeners::open(maps, &record.netns, pod, missing)?);
+    }
     entry.flags = if pod.fail_closed { PodFlags::FAIL_CLOSED } else { 0 };
     entry.address4 = first_of(&pod.addresses, IpAddr::is_ipv4);
     entry.address6 = first_of(&pod.addresses, IpAddr::is_ipv6);

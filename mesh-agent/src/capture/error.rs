@@ -32,6 +32,10 @@ pub enum CaptureError {
     NotBpffs { path: PathBuf },
     #[error("another agent uses {path}: stop it, or give this one its own `--bpf-dir`")]
     Busy { path: PathBuf },
+    #[error(
+        "the agent that answers on the admin socket does not use {path}: start its successor with the same `--bpf-dir`, or this one with another `--admin-socket`"
+    )]
+    NotThePredecessors { path: PathBuf },
     #[error("{path}: {source}")]
     Path { path: PathBuf, source: io::Error },
     #[error("the kernel programs could not be loaded: {0}")]

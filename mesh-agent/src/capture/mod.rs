@@ -99,15 +99,30 @@ pub struct Capture {
     log: Option<KernelLog>,
     /// Keeps other agents out of the folder; none while a predecessor still holds it.
     lock: Option<Flock<File>>,
+    /// No agent had left anything in the folder.
+    fresh: bool,
 }
 
 impl Capture {
+    /// Whether this node and user can have capture at all; nothing is changed.
+    pub fn check_node() -> Result<(), CaptureError> {
+        host::check().map(drop)
+    }
+
     /// Checks the node, loads the programs and attaches them; takes over what an agent before has left in
     /// the folder. No pod is captured yet.
     pub fn load(config: &CaptureConfig) -> Result<Self, CaptureError> {
         let kernel = host::check()?;
         let cgroup = host::cgroup_root(config.cgroup_root.as_deref())?;
+        let fresh = !pin_path(&config.bpf_dir, NAMES[0]).exists();
         let lock = match host::bpf_dir(&config.bpf_dir) {
+            // The agent that hands over holds its folder to its end: what nobody holds is not its folder.
+            Ok(lock) if config.succeeds && fresh => {
+                drop(lock);
+                // Empty unless somebody else's: then it stays.
+                let _kept = fs::remove_dir(&config.bpf_dir);
+                return Err(CaptureError::NotThePredecessors { path: config.bpf_dir.clone() });
+            }
             Ok(lock) => Some(lock),
             Err(CaptureError::Busy { .. }) if config.succeeds => None,
             Err(error) => return Err(error),
@@ -142,14 +157,27 @@ impl Capture {
             #[cfg(feature = "ebpf-log")]
             log: KernelLog::open(&mut object),
             lock,
+            fresh,
         })
     }
 
+    /// Whether nothing was in the folder before this agent: after a failed start nothing shall be in it either.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Takes note of what the predecessor has enrolled since this agent was loaded.
+    pub fn adopt_late(&mut self) -> Result<(), CaptureError> {
+        self.pods.adopt_late(&self.shared.maps)
+    }
+
     /// Takes the hold on the folder that a predecessor had when this agent was loaded; harmless to repeat.
-    pub fn claim(&mut self) {
+    /// Returns whether it has it; until then the predecessor may still be draining.
+    pub fn claim(&mut self) -> bool {
         if self.lock.is_none() {
             self.lock = host::bpf_dir(&self.config.bpf_dir).ok();
         }
+        self.lock.is_some()
     }
 
     /// Changes what becomes of an enrolled pod's connections while no agent lives.

@@ -65,17 +65,25 @@ impl CaptureHandle {
             let key = VerdictKey::new(*cookie, Address::from(to.ip()), to.port());
             desired.insert(key, Verdict { generation, action: action.code(), padding: 0 });
         }
-        for key in installed.verdicts.keys().filter(|key| !desired.contains_key(*key)) {
-            table.remove(key).map_err(access)?;
+        // The record follows step by step: after an error half way, what was written is still known and can be
+        // withdrawn by the next call.
+        let gone: Vec<VerdictKey> =
+            installed.verdicts.keys().filter(|key| !desired.contains_key(*key)).copied().collect();
+        for key in gone {
+            table.remove(&key).map_err(access)?;
+            installed.verdicts.remove(&key);
             change.removed += 1;
         }
-        for (key, verdict) in &desired {
-            if installed.verdicts.get(key) != Some(verdict) {
-                table.set(key, verdict).map_err(access)?;
+        for (key, verdict) in desired {
+            if installed.verdicts.get(&key) != Some(&verdict) {
+                installed.verdicts.insert(key, verdict);
+                if let Err(error) = table.set(&key, &verdict) {
+                    installed.verdicts.remove(&key);
+                    return Err(access(error));
+                }
                 change.written += 1;
             }
         }
-        installed.verdicts = desired;
         Ok(change)
     }
 

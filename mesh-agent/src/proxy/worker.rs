@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, LocalSet};
 
 use crate::capture::{CaptureHandle, WorkerListeners};
@@ -62,6 +63,25 @@ pub enum Command {
     Remove(WorkloadId),
     /// Stop accepting for every pod and let tunnels say goodbye.
     Drain,
+}
+
+/// A running accept loop.
+struct Accepting {
+    finish: oneshot::Sender<()>,
+    task: AbortHandle,
+}
+
+impl Accepting {
+    /// Nothing is steered to the listener any more: what waits in its backlog is served, then it is closed.
+    fn finish(self) {
+        // A task that has ended already has nothing left to serve.
+        let _ended = self.finish.send(());
+    }
+
+    /// A successor serves the same listener: its backlog is left to it.
+    fn leave(self) {
+        self.task.abort();
+    }
 }
 
 /// A running worker.
@@ -179,7 +199,7 @@ async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>, mut ended:
         load: RefCell::default(),
         random: RefCell::new(fastrand::Rng::new()),
     });
-    let mut accepting: HashMap<WorkloadId, Vec<AbortHandle>> = HashMap::new();
+    let mut accepting: HashMap<WorkloadId, Vec<Accepting>> = HashMap::new();
     loop {
         let command = tokio::select! {
             command = inbox.recv() => command,
@@ -190,11 +210,11 @@ async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>, mut ended:
                 accepting.entry(pod.id.clone()).or_default().extend(listen(&worker, &pod, listeners));
             }
             Some(Command::Remove(id)) => {
-                accepting.remove(&id).into_iter().flatten().for_each(|task| task.abort());
+                accepting.remove(&id).into_iter().flatten().for_each(Accepting::finish);
                 worker.pool.retain(|key| key.source_pod != id);
             }
             Some(Command::Drain) => {
-                accepting.drain().flat_map(|(_, tasks)| tasks).for_each(|task| task.abort());
+                accepting.drain().flat_map(|(_, tasks)| tasks).for_each(Accepting::leave);
                 drain.send_replace(true);
             }
             None => return,
@@ -203,14 +223,22 @@ async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>, mut ended:
 }
 
 /// Starts the accept loops of one pod's listeners.
-fn listen(worker: &Rc<Worker>, pod: &Arc<LocalPod>, listeners: WorkerListeners) -> Vec<AbortHandle> {
+fn listen(worker: &Rc<Worker>, pod: &Arc<LocalPod>, listeners: WorkerListeners) -> Vec<Accepting> {
     let WorkerListeners { outbound, inbound, hbone } = listeners;
     [(outbound, Kind::Outbound), (inbound, Kind::Inbound), (hbone, Kind::Hbone)]
         .into_iter()
         .filter_map(|(listener, kind)| match TcpListener::from_std(listener) {
             Ok(listener) => {
-                let accept = accept(Rc::clone(worker), Arc::clone(pod), listener, kind);
-                Some(tokio::task::spawn_local(accept).abort_handle())
+                let (finish, finishing) = oneshot::channel();
+                let (worker, pod) = (Rc::clone(worker), Arc::clone(pod));
+                let task = tokio::task::spawn_local(async move {
+                    tokio::select! {
+                        Ok(()) = finishing => {}
+                        never = accept(&worker, &pod, &listener, kind) => match never {},
+                    }
+                    empty(&worker, &pod, listener, kind);
+                });
+                Some(Accepting { finish, task: task.abort_handle() })
             }
             Err(error) => {
                 tracing::error!(pod = %pod.id, ?kind, %error, "a listener could not be served");
@@ -227,10 +255,22 @@ enum Kind {
     Hbone,
 }
 
-async fn accept(worker: Rc<Worker>, pod: Arc<LocalPod>, listener: TcpListener, kind: Kind) {
+/// Serves what has arrived at a listener that is going to be closed: nobody else would.
+fn empty(worker: &Rc<Worker>, pod: &Arc<LocalPod>, listener: TcpListener, kind: Kind) {
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, _)) = listener.accept() {
+        // Accepted sockets do not take the listener's flag over (accept(2)).
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        if let Ok(stream) = stream {
+            serve(worker, pod, stream, kind);
+        }
+    }
+}
+
+async fn accept(worker: &Rc<Worker>, pod: &Arc<LocalPod>, listener: &TcpListener, kind: Kind) -> Infallible {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => serve(&worker, &pod, stream, kind),
+            Ok((stream, _)) => serve(worker, pod, stream, kind),
             Err(error)
                 if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) =>
             {
