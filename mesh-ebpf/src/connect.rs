@@ -2,7 +2,7 @@
 //! the agent (by mark and route, the address is never rewritten), passes, or is refused.
 
 use aya_ebpf::{
-    bindings::bpf_sock_addr,
+    bindings::{bpf_sock, bpf_sock_addr},
     helpers::generated::{
         bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_set_retval, bpf_setsockopt, bpf_sk_release,
         bpf_sk_storage_delete, bpf_sk_storage_get,
@@ -28,6 +28,7 @@ const SOL_SOCKET: i32 = 1;
 const SO_MARK: i32 = 36;
 const ECONNREFUSED: i32 = 111;
 const LOOPBACK_IFINDEX: u32 = 1;
+const AF_INET6: u32 = 10;
 const STORAGE_CREATE: u64 = 1;
 
 /// Whether this kernel has `bpf_set_retval` for these programs (5.18). Without it a refusal is EPERM.
@@ -93,7 +94,8 @@ fn connect(ctx: *mut bpf_sock_addr, to: Address, port: u16) -> i32 {
         return ALLOW;
     }
     match verdict(&VerdictKey::new(cookie, to, port)) {
-        Some(VerdictAction::BYPASS) => return bypass(socket.cast()),
+        // From another's address the agent has to see it, and refuses it: the destination would believe it.
+        Some(VerdictAction::BYPASS) if has_own_source(pod, socket) => return bypass(socket.cast()),
         Some(VerdictAction::REFUSE) => {
             count(Counter::Refused);
             return refuse();
@@ -112,6 +114,22 @@ fn connect(ctx: *mut bpf_sock_addr, to: Address, port: u16) -> i32 {
 #[inline(always)]
 fn is_own(pod: &PodEntry, to: &Address) -> bool {
     pod.address4.same(to) || pod.address6.same(to)
+}
+
+/// Whether the socket is not bound to an address, or to the pod's own.
+#[inline(always)]
+fn has_own_source(pod: &PodEntry, socket: *mut bpf_sock) -> bool {
+    // SAFETY: context field reads, word by word since the context admits no wider one; null was checked for.
+    let source = unsafe {
+        if (*socket).family == AF_INET6 {
+            let words = (&raw const (*socket).src_ip6).cast::<u32>();
+            let word = |at: usize| core::ptr::read_volatile(words.add(at));
+            Address([word(0), word(1), word(2), word(3)])
+        } else {
+            Address::from_v4_word((*socket).src_ip4)
+        }
+    };
+    source.is_unspecified() || is_own(pod, &source)
 }
 
 /// A pod of this node where nobody listens: the kernel itself says so, as it would without a mesh.

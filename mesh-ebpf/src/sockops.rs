@@ -57,6 +57,10 @@ fn opened(ops: *mut bpf_sock_ops) {
     let Some(pod) = pod_of(netns_cookie) else { return };
     let flow = Flow { netns_cookie, socket_cookie, opened_ns, slot: pod.slot, role: state.role };
     let key = key_of(ops);
+    // A route may have given the socket another source than the pod's; unfiled, it arrives as a stranger's.
+    if state.role == SocketRole::BYPASS && !pod.address4.same(&key.local) && !pod.address6.same(&key.local) {
+        return;
+    }
     let filed = if state.role == SocketRole::LEG {
         LEGS.insert(&key, &flow, ANY)
     } else {

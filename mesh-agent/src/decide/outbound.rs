@@ -68,7 +68,7 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
 pub fn plan<S: Snapshot + ?Sized>(world: &S, _src: &Workload, dst: SocketAddr) -> OutboundPlan {
     let dst = canonical(dst);
     if let Some(service) = world.service_at(dst.ip()) {
-        return to_service(service, dst.port());
+        return to_service(service, dst);
     }
     let Some(workload) = world.workload_at(dst.ip()) else {
         return OutboundPlan::Passthrough(dst);
@@ -90,17 +90,18 @@ pub fn plan<S: Snapshot + ?Sized>(world: &S, _src: &Workload, dst: SocketAddr) -
     })
 }
 
-fn to_service(service: &Arc<Service>, port: u16) -> OutboundPlan {
-    let Some(found) = service.port(port) else {
+fn to_service(service: &Arc<Service>, dst: SocketAddr) -> OutboundPlan {
+    let Some(found) = service.port(dst.port()) else {
         return OutboundPlan::Refuse(Reason::NoSuchPort);
     };
-    if !found.endpoints.iter().any(|endpoint| endpoint.ready) {
+    let endpoints = found.endpoints_for(dst.ip());
+    if !endpoints.iter().any(|endpoint| endpoint.ready) {
         return OutboundPlan::Refuse(Reason::NoEndpoint);
     }
     OutboundPlan::Tcp(TcpPlan {
         service: Some(Arc::clone(service)),
-        port,
-        endpoints: Arc::clone(&found.endpoints),
+        port: dst.port(),
+        endpoints: Arc::clone(endpoints),
         balance: service.balance,
     })
 }

@@ -46,6 +46,31 @@ pub struct ServicePort {
     pub protocol: AppProtocol,
     /// Every endpoint, ready or not; balancing looks at the ready ones.
     pub endpoints: Arc<[Endpoint]>,
+    /// Those of each family, IPv4 first.
+    #[serde(skip)]
+    families: [Arc<[Endpoint]>; 2],
+}
+
+impl ServicePort {
+    pub fn new(name: Arc<str>, port: u16, protocol: AppProtocol, endpoints: Arc<[Endpoint]>) -> Self {
+        let v4 = endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4()).count();
+        let family = |wanted: bool| -> Arc<[Endpoint]> {
+            endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == wanted).cloned().collect()
+        };
+        // A Service of one family, the usual case, shares its list.
+        let families = if v4 == 0 || v4 == endpoints.len() {
+            [Arc::clone(&endpoints), Arc::clone(&endpoints)]
+        } else {
+            [family(true), family(false)]
+        };
+        Self { name, port, protocol, endpoints, families }
+    }
+
+    /// The endpoints for a connection to this address of the Service: those of its family, as kube-proxy does, for
+    /// the application may listen in one family only. Where there are none of it, the others have to do.
+    pub fn endpoints_for(&self, vip: IpAddr) -> &Arc<[Endpoint]> {
+        &self.families[usize::from(!vip.is_ipv4())]
+    }
 }
 
 /// A Service. `vips` is empty for a headless one.

@@ -214,11 +214,9 @@ impl World {
         let facts = self.service_facts.get(namespace)?.get(name)?;
         let slices = self.slices.get(namespace).and_then(|all| all.get(name));
         let slices: Vec<&Arc<SliceFacts>> = slices.into_iter().flat_map(OrdMap::values).collect();
-        let port = |port: &PortFacts| ServicePort {
-            name: Arc::clone(&port.name),
-            port: port.port,
-            protocol: port.protocol,
-            endpoints: self.endpoints(namespace, port, &slices),
+        let port = |port: &PortFacts| {
+            let endpoints = self.endpoints(namespace, port, &slices);
+            ServicePort::new(Arc::clone(&port.name), port.port, port.protocol, endpoints)
         };
         Some(Service {
             id: id.clone(),
