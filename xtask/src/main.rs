@@ -2,6 +2,7 @@
 //!
 //! Owns what a newcomer, a developer and CI run. Each verb first makes sure of what it needs (`setup`) and says what
 //! is missing and what to do about it. It never links the agent: it has to work before the agent can be compiled.
+mod bench;
 mod build_ebpf;
 mod command;
 mod demo;
@@ -51,6 +52,15 @@ enum Verb {
         /// Part of a test's name, as `cargo test` takes it
         filter: Option<String>,
     },
+    /// Compare traffic with and without the mesh: a table of ratios; needs a quiet machine and some minutes
+    Bench {
+        /// Only the same node, or only across nodes
+        #[arg(value_parser = ["bypass", "tunnel"])]
+        what: Option<String>,
+        /// Print the figures as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// What CI runs: the same as `test`
     Ci,
 }
@@ -61,6 +71,7 @@ fn main() -> ExitCode {
         Verb::BuildEbpf { force } => {
             setup::ensure(Need::Build).and_then(|tools| build_ebpf::run(&tools.kernel, force))
         }
+        Verb::Bench { what, json } => bench::run(what.as_deref(), json),
         Verb::Demo { exit } => demo::run(exit),
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Ci => test::run(None),

@@ -1,0 +1,220 @@
+//! The stage: two nodes with an agent each, and twice the same three pods: once enrolled, once not.
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use mesh_tests::{Agent, AgentSpec, App, Lab, Pod, PodSpec, Process, client, eventually, leaks};
+
+use crate::bulk;
+
+const HTTP_PORT: u16 = 8080;
+const BULK_PORT: u16 = 5001;
+const IDLE_PORT: u16 = 5002;
+const DEADLINE: Duration = Duration::from_secs(20);
+const NGINX: &str = "/usr/sbin/nginx";
+
+/// Where client and server are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pair {
+    SameNode,
+    AcrossNodes,
+}
+
+/// A client's pod and a server's.
+struct Cast {
+    client: Pod,
+    near: Server,
+    far: Server,
+}
+
+struct Server {
+    pod: Pod,
+    nginx: Process,
+    received: Arc<AtomicU64>,
+}
+
+/// From whom to whom one measurement goes.
+pub(crate) struct Route<'a> {
+    pub(crate) client: &'a Pod,
+    pub(crate) http: SocketAddr,
+    pub(crate) bulk: SocketAddr,
+    pub(crate) received: Arc<AtomicU64>,
+}
+
+pub(crate) struct Stage {
+    plain: Cast,
+    meshed: Cast,
+    agents: Vec<Agent>,
+    // Last: it removes the namespaces of all of the above.
+    lab: Lab,
+}
+
+impl Stage {
+    pub(crate) fn build() -> Result<Self> {
+        let lab = Lab::two_nodes("bench")?.quiet();
+        let plain = cast(&lab, "plain")?;
+        let meshed = cast(&lab, "meshed")?;
+        lab.manifests().namespace("plain", false)?;
+        lab.manifests().namespace("meshed", true)?;
+        // As ztunnel was measured: without an access log.
+        let spec = AgentSpec {
+            arguments: vec!["--access-log".to_owned(), "off".to_owned()],
+            ..AgentSpec::default()
+        };
+        let agents = ["node-a", "node-b"]
+            .map(|node| lab.agent_with(node, &spec))
+            .into_iter()
+            .collect::<Result<_>>()?;
+        let stage = Self { plain, meshed, agents, lab };
+        for agent in &stage.agents {
+            eventually("the enrolled pods to be captured", DEADLINE, || {
+                let all = agent.ask(&["workloads"])?;
+                let local = all.as_array().into_iter().flatten();
+                let mut local = local.filter(|one| one["local"] == true && one["namespace"] == "meshed");
+                Ok(local.all(|one| one["enrolment"] == "captured"))
+            })?;
+        }
+        Ok(stage)
+    }
+
+    pub(crate) fn route(&self, pair: Pair, enrolled: bool) -> Result<Route<'_>> {
+        let cast = if enrolled { &self.meshed } else { &self.plain };
+        let server = if pair == Pair::SameNode { &cast.near } else { &cast.far };
+        Ok(Route {
+            client: &cast.client,
+            http: server.pod.v4(HTTP_PORT),
+            bulk: server.pod.v4(BULK_PORT),
+            received: Arc::clone(&server.received),
+        })
+    }
+
+    /// Processes whose CPU time is ours: this one, the servers, the agents.
+    pub(crate) fn pids(&self) -> Vec<i32> {
+        let own = std::process::id().cast_signed();
+        let servers = [&self.plain, &self.meshed].into_iter().flat_map(|cast| [&cast.near, &cast.far]);
+        let mut pids = vec![own];
+        pids.extend(servers.map(|server| server.nginx.pid()));
+        pids.extend(self.agents.iter().map(Agent::pid));
+        pids
+    }
+
+    /// Makes sure that enrolled traffic goes the way that is to be measured, and other traffic does not.
+    pub(crate) fn check_path(&self, pair: Pair) -> Result<()> {
+        let wanted = if pair == Pair::SameNode { "bypass" } else { "hbone" };
+        eventually(&format!("a connection on the path {wanted}"), DEADLINE, || {
+            let route = self.route(pair, true)?;
+            let mut live = route.client.connect(route.http)?;
+            std::io::Write::write_all(&mut live, b"GET")?;
+            Ok(self.paths(&route, &live)?.iter().any(|path| path == wanted))
+        })?;
+        let route = self.route(pair, false)?;
+        let live = route.client.connect(route.http)?;
+        let found = self.paths(&route, &live)?;
+        if !found.is_empty() {
+            bail!("a connection between pods that are not enrolled shows as {found:?}");
+        }
+        Ok(())
+    }
+
+    fn paths(&self, route: &Route<'_>, live: &TcpStream) -> Result<Vec<String>> {
+        let own = live.local_addr().context("getsockname")?.to_string();
+        let agent =
+            self.agents.iter().find(|agent| agent.node() == route.client.node()).context("no agent")?;
+        let all = agent.ask(&["connections"])?;
+        let mine =
+            all.as_array().into_iter().flatten().filter(|conn| conn["source"]["address"] == own.as_str());
+        Ok(mine.map(|conn| conn["path"].as_str().unwrap_or_default().to_owned()).collect())
+    }
+
+    /// Bytes of each agent.
+    pub(crate) fn resident(&self) -> Result<Vec<u64>> {
+        self.agents.iter().map(Agent::resident).collect()
+    }
+
+    /// Opens idle connections through the tunnel and gives what each costs an agent: bytes, client's and server's side.
+    pub(crate) fn idle_connections(&self, number: usize) -> Result<Vec<f64>> {
+        let app = App::echo(&self.meshed.far.pod, IDLE_PORT)?;
+        let to = self.meshed.far.pod.v4(IDLE_PORT);
+        // The listener's port has to be known to the kernel programs' table first.
+        eventually("the idle server", DEADLINE, || {
+            client::echo(&mut self.meshed.client.connect(to)?, b"x")?;
+            Ok(true)
+        })?;
+        let before = self.resident()?;
+        let held = self.meshed.client.run(|| {
+            let open = |_| -> Result<TcpStream> {
+                let mut stream = client::dial(to, &client::Dial::default())?;
+                client::echo(&mut stream, b"x")?;
+                Ok(stream)
+            };
+            (0..number).map(open).collect::<Result<Vec<_>>>()
+        })?;
+        let after = self.resident()?;
+        drop(held);
+        app.stop();
+        Ok(after
+            .iter()
+            .zip(before)
+            .map(|(after, before)| after.saturating_sub(before) as f64 / number as f64)
+            .collect())
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // A graceful end takes programs and routes away in order; the lab removes the rest.
+        for agent in self.agents.drain(..) {
+            if let Err(error) = agent.stop() {
+                eprintln!("mesh-bench: {error:#}");
+            }
+        }
+        let pins = leaks::pins(&self.lab.bpf_dir("node-a")) + leaks::pins(&self.lab.bpf_dir("node-b"));
+        if pins > 0 {
+            eprintln!("mesh-bench: {pins} pins were left by the agents");
+        }
+    }
+}
+
+fn cast(lab: &Lab, namespace: &str) -> Result<Cast> {
+    let pod = |name: &str, node: &str| lab.pod(PodSpec::new(namespace, name, node));
+    Ok(Cast {
+        client: pod("client", "node-a")?,
+        near: server(lab, pod("near", "node-a")?)?,
+        far: server(lab, pod("far", "node-b")?)?,
+    })
+}
+
+fn server(lab: &Lab, pod: Pod) -> Result<Server> {
+    let dir = lab.dir().join(format!("nginx-{}-{}", pod.namespace(), pod.name()));
+    fs::create_dir_all(&dir).context("cannot create nginx's folder")?;
+    let config = dir.join("nginx.conf");
+    fs::write(&config, configuration(&dir.display().to_string()))
+        .context("cannot write nginx's configuration")?;
+    let mut command = Command::new(NGINX);
+    command.arg("-p").arg(&dir).arg("-c").arg(&config).args(["-e", "stderr"]);
+    let log = format!("nginx-{}-{}", pod.namespace(), pod.name());
+    let nginx = lab.spawn(pod.netns(), &log, command).context("nginx is missing; run `cargo xtask setup`")?;
+    eventually("nginx to listen", DEADLINE, || {
+        pod.run(|| Ok(TcpStream::connect(("127.0.0.1", HTTP_PORT)).is_ok()))
+    })?;
+    let received = bulk::serve(pod.netns(), BULK_PORT)?;
+    Ok(Server { pod, nginx, received })
+}
+
+/// One worker, answers of 1 KiB; `/close` ends the connection from the server's side, so that no port of the client waits.
+fn configuration(dir: &str) -> String {
+    let body = "x".repeat(1024);
+    format!(
+        "user root; daemon off; master_process off; worker_processes 1; pid {dir}/nginx.pid; error_log stderr crit;\n\
+         events {{ worker_connections 8192; }}\n\
+         http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p;\n\
+         fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n\
+         server {{ listen [::]:{HTTP_PORT} ipv6only=off backlog=4096;\n\
+         location / {{ return 200 \"{body}\"; }}\n\
+         location = /close {{ keepalive_timeout 0; return 200 \"{body}\"; }} }} }}\n"
+    )
+}

@@ -1,0 +1,29 @@
+//! `bench`: builds the agent as it is shipped and becomes the benchmark, which compares traffic with and without the mesh.
+use std::env;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::setup::{self, Need};
+use crate::{build_ebpf, command};
+
+pub(crate) fn run(what: Option<&str>, json: bool) -> Result<()> {
+    // What is printed to standard output is the result; with --json nothing else may be there.
+    eprintln!("==> setup");
+    let tools = setup::ensure(Need::Lab)?;
+    eprintln!("==> build-ebpf");
+    build_ebpf::run(&tools.kernel, false)?;
+    eprintln!("==> build --release (many minutes the first time)");
+    command::run(command::cargo().args(["build", "--workspace", "--locked", "--release", "--bins"]))?;
+    eprintln!("==> bench");
+    let own = env::current_exe().context("cannot find xtask's own binary")?;
+    // target/debug/xtask -> target/release/mesh-bench
+    let target = own.ancestors().nth(2).unwrap_or_else(|| Path::new("target"));
+    let mut bench = command::program(&target.join("release/mesh-bench"));
+    bench.args(what);
+    if json {
+        bench.arg("--json");
+    }
+    Err(bench.exec()).context("cannot start mesh-bench, which cargo has just built")
+}
