@@ -49,8 +49,8 @@ pub(super) fn draw(all: &[ConnView], style: Style) -> String {
             Cell::new(conn.source.label()),
             Cell::new(destination(&conn.destination)),
             path,
-            Cell::new(bytes(conn.bytes_sent)),
-            Cell::new(bytes(conn.bytes_received)),
+            Cell::new(moved(conn, conn.bytes_sent)),
+            Cell::new(moved(conn, conn.bytes_received)),
             Cell::new(age(time)),
         ];
         if style.wide {
@@ -77,4 +77,9 @@ fn destination(party: &PartyView) -> String {
         (Some(workload), Some(address)) => format!("{workload}:{}", address.port()),
         _ => party.label(),
     }
+}
+
+/// A bypassed flow's bytes are the kernel's own affair until its end.
+fn moved(conn: &ConnView, count: u64) -> String {
+    if conn.path == Path::Bypass { "-".to_owned() } else { bytes(count) }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::rows;
 use crate::admin::{ExplainError, ExplainQuery, Explanation, Match, PartyView, RouteView, StepView};
 use crate::decide::bypass::{KernelVerdict, kernel_verdict};
-use crate::decide::inbound::{self, ConnFacts, Step};
+use crate::decide::inbound::{self, ConnFacts, Stage, Step};
 use crate::decide::outbound::{OutboundPlan, Transport, plan, transport};
 use crate::model::{Endpoint, Reason, Service, Workload};
 use crate::observe::Path;
@@ -191,7 +191,7 @@ struct Judged {
 fn step(step: &Step) -> StepView {
     StepView {
         policy: step.policy.as_ref().map_or_else(|| "(default)".to_owned(), ToString::to_string),
-        action: format!("{:?}", step.stage).to_uppercase(),
+        action: action(step.stage).to_owned(),
         matched: match (step.matched, step.enforced) {
             (true, false) => Match::Ignored,
             (true, true) => Match::Matched,
@@ -200,6 +200,17 @@ fn step(step: &Step) -> StepView {
         rule: step.rule,
         detail: step.why.clone(),
         decided: step.verdict.is_some(),
+    }
+}
+
+fn action(stage: Stage) -> &'static str {
+    match stage {
+        Stage::PeerAuthentication => "MTLS",
+        Stage::Audit => "AUDIT",
+        Stage::Custom => "CUSTOM",
+        Stage::Deny => "DENY",
+        Stage::Allow => "ALLOW",
+        Stage::Default => "-",
     }
 }
 
