@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
@@ -23,8 +24,12 @@ pub use self::nginx::Nginx;
 pub use self::tcp::pattern;
 use crate::lab::Pod;
 use crate::netns::NetNs;
+use crate::wait::eventually;
 
 const BACKLOG: i32 = 4096;
+
+/// For a port that was in use a moment ago.
+const BIND_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How many connections an app remembers; the oldest go first.
 const SEEN_MAX: usize = 1024;
@@ -211,9 +216,12 @@ fn listen(port: u16) -> Result<std::net::TcpListener> {
         Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).context("cannot make a listener")?;
     socket.set_only_v6(false).context("cannot listen in both families")?;
     socket.set_reuse_address(true).context("cannot set SO_REUSEADDR")?;
-    socket
-        .bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port).into())
-        .with_context(|| format!("cannot bind port {port}"))?;
+    // An app that has just ended may leave its listener, for moments, in a child that another test's thread has
+    // started and that has yet to become another program.
+    eventually(&format!("port {port} to be free"), BIND_DEADLINE, || {
+        socket.bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port).into())?;
+        Ok(true)
+    })?;
     socket.listen(BACKLOG).context("cannot listen")?;
     socket.set_nonblocking(true).context("cannot make a listener non-blocking")?;
     Ok(socket.into())

@@ -16,15 +16,13 @@ use super::netns::NetNs;
 /// load loses none.
 pub const BACKLOG: i32 = 4096;
 
-/// Ports of the legs: below the range that clients take theirs from. A leg with its client's own port
-/// would be the same connection, to the kernel, as the one the client opened.
-pub const LEG_PORTS: (u16, u16) = (1024, 32_767);
+/// Ports of the legs: below the range that clients take theirs from. A leg with a port that its client uses
+/// towards the same server would be the same connection, to the kernel, as the one the client opened.
+pub const LEG_PORTS: std::ops::RangeInclusive<u16> = 1024..=32_767;
 
 const IP_TRANSPARENT: i32 = 19;
 const IPV6_TRANSPARENT: i32 = 75;
 const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
-/// Linux 6.3. Before it, legs take their ports where everybody does.
-const IP_LOCAL_PORT_RANGE: i32 = 51;
 
 /// An IPv4 address accepted on an IPv6 socket is IPv4 again.
 pub fn canonical(address: SocketAddr) -> SocketAddr {
@@ -72,20 +70,22 @@ fn bind_shared(socket: &Socket, address: SocketAddr) -> io::Result<()> {
 }
 
 /// A socket in the pod's namespace that will connect to an application of that pod as if from `source`,
-/// the client's real address. Non-blocking, not yet connected.
-pub fn leg_socket(netns: &NetNs, source: IpAddr, to: SocketAddr) -> io::Result<Socket> {
+/// the client's real address with a port of [`LEG_PORTS`] that `random` chooses. Non-blocking, not yet connected.
+/// Where a listener has the port this fails with `AddrInUse`, and where another leg to the same application has
+/// it the connect fails with `AddrNotAvailable`: then another port does.
+pub fn leg_socket(netns: &NetNs, source: IpAddr, to: SocketAddr, random: u64) -> io::Result<Socket> {
     let socket = in_namespace(netns, to)?;
     match to {
         SocketAddr::V4(_) => option(&socket, libc::SOL_IP, IP_TRANSPARENT, 1)?,
         SocketAddr::V6(_) => option(&socket, libc::SOL_IPV6, IPV6_TRANSPARENT, 1)?,
     }
     socket.set_mark(MESH_MARK)?;
-    let range = u32::from(LEG_PORTS.1) << 16 | u32::from(LEG_PORTS.0);
-    match option(&socket, libc::SOL_IP, IP_LOCAL_PORT_RANGE, range as i32) {
-        Err(error) if error.raw_os_error() != Some(libc::ENOPROTOOPT) => return Err(error),
-        _ => {}
-    }
-    bind_without_port(&socket, source)?;
+    // Legs share ports with one another, and do not keep an application from a port of its own.
+    socket.set_reuse_address(true)?;
+    // Named outright: IP_LOCAL_PORT_RANGE can only narrow the range of the namespace, and the kernel reuses a
+    // connection in TIME_WAIT at once only for a port that was asked for.
+    let port = LEG_PORTS.start() + (random % LEG_PORTS.len() as u64) as u16;
+    socket.bind(&SocketAddr::new(source, port).into())?;
     Ok(socket)
 }
 

@@ -23,6 +23,14 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection waits for its workload's first certificate.
 const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Ports tried for one leg. With nine of ten ports taken, one leg in a thousand finds none.
+const LEG_PORT_TRIES: usize = 64;
+
+/// Whether the port was to blame.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}
+
 /// Names a failure to connect.
 fn connect_failure(error: &io::Error, to: SocketAddr) -> Failure {
     let reason = match error.kind() {
@@ -55,12 +63,21 @@ pub async fn leg(
     to: SocketAddr,
 ) -> Result<TcpStream, Failure> {
     let open = || -> io::Result<socket2::Socket> {
-        let socket = sock::leg_socket(&pod.netns, source, to)?;
+        let socket = sock::leg_socket(&pod.netns, source, to, worker.random())?;
         worker.shared.capture.mark_leg(&socket)?;
         Ok(socket)
     };
-    let socket = open().map_err(|error| connect_failure(&error, to))?;
-    let connected = connect(socket, to).await;
+    let mut tries = 1;
+    let connected = loop {
+        let connected = match open() {
+            Ok(socket) => connect(socket, to).await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Err(error) if tries < LEG_PORT_TRIES && is_taken(&error) => tries += 1,
+            connected => break connected,
+        }
+    };
     if connected.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
         && let Err(error) = worker.shared.capture.refresh_listening(pod.cookie)
     {
