@@ -26,7 +26,7 @@ pub(crate) fn run(kernel: &KernelToolchain, force: bool) -> Result<()> {
     let stamp = paths::bpf().join("mesh.bpf.stamp");
     let now = fingerprint(kernel)?;
     if !force && object.is_file() && fs::read_to_string(&stamp).is_ok_and(|last| last == now) {
-        println!("target/bpf/mesh.bpf.o is up to date");
+        eprintln!("target/bpf/mesh.bpf.o is up to date");
         return Ok(());
     }
     let built = fs::read(compile(kernel)?).context("cannot read the compiled object")?;
@@ -35,10 +35,10 @@ pub(crate) fn run(kernel: &KernelToolchain, force: bool) -> Result<()> {
     }
     fs::create_dir_all(paths::bpf()).context("cannot create target/bpf")?;
     if fs::read(&object).is_ok_and(|last| last == built) {
-        println!("target/bpf/mesh.bpf.o is unchanged ({} bytes)", built.len());
+        eprintln!("target/bpf/mesh.bpf.o is unchanged ({} bytes)", built.len());
     } else {
         replace(&object, &built)?;
-        println!("target/bpf/mesh.bpf.o is new ({} bytes)", built.len());
+        eprintln!("target/bpf/mesh.bpf.o is new ({} bytes)", built.len());
     }
     let sum = command::output(Command::new("sha256sum").arg("mesh.bpf.o").current_dir(paths::bpf()))?;
     replace(&paths::bpf().join("mesh.bpf.o.sha256"), sum.as_bytes())?;
