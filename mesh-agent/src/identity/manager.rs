@@ -28,8 +28,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// Longest wait between requests (Istio's agents use the same cap).
 const RETRY_MAX: Duration = Duration::from_secs(150);
-/// Shortest lifetime asked for: below it renewal and backdating would overlap.
-const LIFETIME_MIN: Duration = Duration::from_secs(10);
+/// Shortest lifetime asked for: certificates count whole seconds, and a renewal needs some of them.
+const LIFETIME_MIN: Duration = Duration::from_secs(2);
 
 /// How certificates are asked for.
 #[derive(Clone, Copy, Debug)]
@@ -323,7 +323,8 @@ impl Shared {
             match result {
                 Ok(cert) => {
                     entry.cert = Some(Arc::clone(cert));
-                    entry.next_request = Some(renewal_time(cert, self.settings.jitter, random_fraction()));
+                    entry.next_request =
+                        Some(renewal_time(cert, now, self.settings.jitter, random_fraction()));
                     entry.failures = 0;
                     entry.last_error = None;
                 }
@@ -339,11 +340,12 @@ impl Shared {
     }
 }
 
-/// Half of the certificate's life, less a random share of it.
-pub(super) fn renewal_time(cert: &WorkloadCert, jitter: f64, random: f64) -> SystemTime {
-    let life = cert.not_after.duration_since(cert.not_before).unwrap_or(Duration::ZERO);
+/// Half of what the certificate has left when it is issued, less a random share of it. Not half of its whole
+/// life: it is backdated, and one that lives no longer than that would be due at once, for ever.
+pub(super) fn renewal_time(cert: &WorkloadCert, issued: SystemTime, jitter: f64, random: f64) -> SystemTime {
+    let life = cert.not_after.duration_since(issued).unwrap_or(Duration::ZERO);
     let half = life / 2;
-    cert.not_before + half.saturating_sub(half.mul_f64(jitter * random))
+    issued + half.saturating_sub(half.mul_f64(jitter * random))
 }
 
 /// Doubling from [`RETRY_FIRST`] to [`RETRY_MAX`], less up to a quarter.

@@ -43,8 +43,8 @@ async fn a_certificate_is_renewed_at_half_life_by_the_clock_passed_in() {
     let authority = Authority::new();
     let web = identity("web");
     let first = authority.cert("web").await;
-    let half = first.not_before + first.not_after.duration_since(first.not_before).unwrap() / 2;
-    let to_half = half.duration_since(authority.clock.now()).unwrap();
+    // Of what it had left when it was issued: it is backdated.
+    let to_half = first.not_after.duration_since(authority.clock.now()).unwrap() / 2;
     authority.clock.advance(to_half - Duration::from_secs(1));
     assert_eq!(authority.manager.renew_due(), 0);
     authority.clock.advance(Duration::from_secs(1));
@@ -113,11 +113,27 @@ fn waits_double_up_to_the_cap_and_jitter_only_shortens() {
 
 #[tokio::test]
 async fn jitter_moves_a_renewal_forward_only() {
-    let cert = Authority::new().cert("web").await;
-    let half = renewal_time(&cert, 0.0, 0.9);
-    let early = renewal_time(&cert, 0.1, 0.999);
-    let half_life = half.duration_since(cert.not_before).unwrap();
+    let authority = Authority::new();
+    let cert = authority.cert("web").await;
+    let issued = authority.clock.now();
+    let half = renewal_time(&cert, issued, 0.0, 0.9);
+    let early = renewal_time(&cert, issued, 0.1, 0.999);
+    let half_life = half.duration_since(issued).unwrap();
     assert!(early < half && early > half - half_life.mul_f64(0.1));
+}
+
+/// Backdating is longer than the life of such a certificate; its renewal is due in the future all the same.
+#[tokio::test]
+async fn a_certificate_of_seconds_is_not_due_as_soon_as_it_is_issued() {
+    let authority = Authority::new();
+    let settings = CertSettings { lifetime: Duration::from_secs(4), jitter: 0.0 };
+    let ca = Ca::Dir(Arc::new(DirCa::open(authority.dir.path()).unwrap()));
+    let clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(&authority.clock);
+    let manager = CertManager::new(ca, clock, settings);
+    manager.fetch(&identity("web")).await.unwrap();
+    assert_eq!(manager.renew_due(), 0);
+    authority.clock.advance(Duration::from_millis(2100));
+    assert_eq!(manager.renew_due(), 1);
 }
 
 #[tokio::test]
