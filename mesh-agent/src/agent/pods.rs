@@ -99,6 +99,7 @@ impl Pods {
             .filter_map(|workload| Some((workload.id.clone(), attachment(world, workload)?)))
             .collect();
         let mut changes = Changes::default();
+        let mut ready = Vec::new();
         // Withdraw first: a pod that is made again may come back with the address of the one that goes.
         let gone: Vec<WorkloadId> = self
             .attached
@@ -121,7 +122,8 @@ impl Pods {
             }
             if self.attached.contains_key(&id) {
                 changes.unfinished |= !self.refresh(&id, attachment, capture);
-            } else if self.attach(&id, attachment, capture, workers).await? {
+            } else if let Some(listeners) = self.attach(&id, attachment, capture) {
+                ready.push((id.clone(), listeners));
                 changes.attached.push(id);
                 // Enrolling takes milliseconds for each pod: the heartbeat and questions come in between.
                 tokio::task::yield_now().await;
@@ -129,6 +131,10 @@ impl Pods {
         }
         if !changes.attached.is_empty() || !changes.withdrawn.is_empty() {
             self.publish(world, shared);
+        }
+        // Only now: a connection that is accepted may be for any other pod of the node.
+        for (id, listeners) in ready {
+            self.serve(&id, listeners, workers).await?;
         }
         Ok(changes)
     }
@@ -180,21 +186,21 @@ impl Pods {
         true
     }
 
-    async fn attach(
+    /// Enrols a pod. Returns the listeners that are to be served now; none if it has to wait.
+    fn attach(
         &mut self,
         id: &WorkloadId,
         attachment: PodAttachment,
         capture: &mut Capture,
-        workers: &[WorkerHandle],
-    ) -> anyhow::Result<bool> {
+    ) -> Option<Vec<WorkerListeners>> {
         if self.pending.get(id).is_some_and(|pending| Instant::now() < pending.next_try) {
-            return Ok(false);
+            return None;
         }
         let enrolled = match self.enrol(id, &attachment, capture) {
             Ok(enrolled) => enrolled,
             Err(error) => {
                 self.postpone(id.clone(), error.to_string());
-                return Ok(false);
+                return None;
             }
         };
         let set = match listener_set(id, &enrolled) {
@@ -207,7 +213,7 @@ impl Pods {
                 }
                 let error = format!("its listeners cannot be kept: {error}; raise the limit of open files");
                 self.postpone(id.clone(), error);
-                return Ok(false);
+                return None;
             }
         };
         self.pending.remove(id);
@@ -218,13 +224,24 @@ impl Pods {
             cookie: enrolled.cookie,
             budget: Budget::new(MAX_CONNECTIONS_PER_WORKLOAD),
         });
-        for (index, listeners) in enrolled.listeners.into_iter().enumerate() {
-            let worker = &workers[index % workers.len()];
-            worker.send(Command::Add { pod: Arc::clone(&pod), listeners }).await?;
-        }
         tracing::info!(pod = %id, addresses = ?attachment.addresses, "enrolled in the mesh");
         self.attached.insert(id.clone(), Attached { pod, attachment, set });
-        Ok(true)
+        Some(enrolled.listeners)
+    }
+
+    /// Hands a pod's listeners to the workers.
+    async fn serve(
+        &self,
+        id: &WorkloadId,
+        listeners: Vec<WorkerListeners>,
+        workers: &[WorkerHandle],
+    ) -> anyhow::Result<()> {
+        let Some(attached) = self.attached.get(id) else { return Ok(()) };
+        for (index, listeners) in listeners.into_iter().enumerate() {
+            let worker = &workers[index % workers.len()];
+            worker.send(Command::Add { pod: Arc::clone(&attached.pod), listeners }).await?;
+        }
+        Ok(())
     }
 
     /// With the listeners that a former agent left for this very namespace, or with new ones.

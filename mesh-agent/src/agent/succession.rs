@@ -26,7 +26,9 @@ const SERVE_PAUSE: Duration = Duration::from_secs(1);
 const BIND_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long the holder may take for one exchange: the control loop waits for it, and a holder is only a net.
-const HOLDER_PATIENCE: Duration = Duration::from_secs(2);
+const HOLDER_PATIENCE: Duration = Duration::from_millis(500);
+/// Pause after a holder failed before it is looked for again.
+const HOLDER_PAUSE: Duration = Duration::from_secs(2);
 
 /// Listener sets by pod and namespace cookie.
 pub(super) type Adopted = HashMap<(String, u64), ListenerSet>;
@@ -51,6 +53,8 @@ pub(super) struct Succession {
     predecessor: Option<Predecessor>,
     holder: Option<HolderClient>,
     holder_path: Option<PathBuf>,
+    /// When to ask the holder whether it is still there, or to look for one.
+    holder_due: tokio::time::Instant,
     server: Option<JoinHandle<()>>,
     succeeded: Option<oneshot::Receiver<()>>,
     /// What a successor would be given now.
@@ -73,6 +77,7 @@ impl Succession {
             predecessor: None,
             holder: None,
             holder_path: settings.holder_socket.clone(),
+            holder_due: tokio::time::Instant::now(),
             server: None,
             succeeded: None,
             sets: Arc::default(),
@@ -230,10 +235,18 @@ impl Succession {
         Ok(())
     }
 
-    /// Finds the holder again after it failed, and gives it everything.
+    /// Notices that the holder has gone, finds it again after it failed, and gives it everything.
     pub(super) async fn mend_holder(&mut self, pods: &Pods) {
-        if self.holder.is_some() || self.holder_path.is_none() {
+        if self.holder_path.is_none() || tokio::time::Instant::now() < self.holder_due {
             return;
+        }
+        self.holder_due = tokio::time::Instant::now() + HOLDER_PAUSE;
+        if let Some(holder) = &mut self.holder {
+            if matches!(tokio::time::timeout(HOLDER_PATIENCE, holder.count()).await, Ok(Ok(_))) {
+                return;
+            }
+            tracing::warn!("the holder has gone; a crash of the agent would now lose connections");
+            self.holder = None;
         }
         self.connect_holder().await;
         let Some(holder) = &mut self.holder else { return };

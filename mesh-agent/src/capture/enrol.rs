@@ -156,7 +156,12 @@ fn steps(
     if missing > 0 {
         listeners.extend(listeners::open(maps, &record.netns, pod, missing)?);
     }
-    entry.flags = if pod.fail_closed { PodFlags::FAIL_CLOSED } else { 0 };
+    // A namespace that an agent before has left complete stays captured throughout: with the listeners that were
+    // handed over nothing is lost, without them its liveness rule holds. Loading the programs takes a while.
+    entry.flags &= PodFlags::ACTIVE;
+    if pod.fail_closed {
+        entry.flags |= PodFlags::FAIL_CLOSED;
+    }
     entry.address4 = first_of(&pod.addresses, IpAddr::is_ipv4);
     entry.address6 = first_of(&pod.addresses, IpAddr::is_ipv6);
     entry.saved = record.saved;
