@@ -239,12 +239,14 @@ impl World {
                 listed.extend(fresh.map(|endpoint| (endpoint, *number)));
             }
         }
-        // As kube-proxy: endpoints that go away but still answer are used when there are no others.
-        let none_ready = !listed.iter().any(|(endpoint, _)| endpoint.ready);
+        // As kube-proxy: endpoints that go away but still answer are used when their family has no others.
+        let some_ready = [true, false]
+            .map(|v4| listed.iter().any(|(endpoint, _)| endpoint.ready && endpoint.address.is_ipv4() == v4));
+        let none_ready = |family: IpAddr| !some_ready[usize::from(!family.is_ipv4())];
         let endpoint = |(facts, number): &(&EndpointFacts, u16)| Endpoint {
             address: (facts.address, *number).into(),
             workload: self.behind(namespace, facts).map(|workload| workload.id.clone()),
-            ready: facts.ready || (none_ready && facts.serving_terminating),
+            ready: facts.ready || (none_ready(facts.address) && facts.serving_terminating),
             node: Arc::clone(&facts.node),
         };
         listed.iter().map(endpoint).collect()

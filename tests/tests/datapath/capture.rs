@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use mesh_tests::apps::Nginx;
 use mesh_tests::client;
 use mesh_tests::sniff::Sniffer;
-use mesh_tests::{App, PodSpec};
+use mesh_tests::{App, PodSpec, eventually};
 
-use crate::mesh::{Mesh, PORT, Route};
+use crate::mesh::{Mesh, PORT, Route, SOON};
 
 /// On every route and in both families the client talks to whom it dialled, and the server sees the client's real
 /// address and its own; the agents show the route.
@@ -34,6 +34,33 @@ fn both_ends_see_true_addresses() -> Result<()> {
             mesh.wait_quiet()?;
         }
     }
+    Ok(())
+}
+
+/// A client may have hundreds of connections through the agent and hundreds past it to one server: none is taken for
+/// another, though the server sees all of them come from the same address.
+#[test]
+fn relayed_and_bypassed_connections_do_not_collide() -> Result<()> {
+    const EACH: usize = 400;
+    let mesh = Mesh::new("relayed beside bypassed")?;
+    let echo = mesh.serve(Route::Bypass, PORT, App::echo)?;
+    for family in [0, 1] {
+        let mut held = Vec::new();
+        for at in 0..EACH {
+            for route in [Route::Local, Route::Bypass] {
+                let mut stream = mesh.connect(route, PORT, family).with_context(|| format!("number {at}"))?;
+                client::echo(&mut stream, b"mine").with_context(|| format!("{route:?} {at}"))?;
+                held.push(stream);
+            }
+        }
+        for stream in &mut held {
+            client::echo(stream, b"still mine")?;
+        }
+        assert_eq!(echo.stats().open(), 2 * EACH as u64);
+        drop(held);
+        eventually("the server to see the end", SOON, || Ok(echo.stats().open() == 0))?;
+    }
+    assert_eq!(echo.stats().resets(), 0);
     Ok(())
 }
 

@@ -40,6 +40,29 @@ fn a_service_without_a_ready_endpoint_refuses_and_one_that_ends_is_better_than_n
 }
 
 #[test]
+fn a_service_is_served_in_the_family_that_was_dialled() {
+    let slice = |name: &str, kind: &str, address: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: reviews}}}}\naddressType: {kind}\nendpoints: [{{addresses: ['{address}']}}]\nports: [{{name: http, port: 8080}}]\n"
+        )
+    };
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: reviews, namespace: shop}\nspec: {clusterIPs: [10.96.0.1, 'fd96::1'], ports: [{name: http, port: 80}]}\n";
+    let mut world = world(&[service.to_owned()]);
+    let endpoints = |world: &World, vip: &str| -> Vec<SocketAddr> {
+        let OutboundPlan::Tcp(plan) = plan(world, pod(world, "web"), at(vip)) else { panic!() };
+        plan.endpoints.iter().map(|endpoint| endpoint.address).collect()
+    };
+    assert_eq!(
+        endpoints(&world, "[fd96::1]:80"),
+        [at("10.1.0.2:8080")],
+        "another family is better than none"
+    );
+    put(&mut world, &slice("reviews-2", "IPv6", "fd00::2"));
+    assert_eq!(endpoints(&world, "[fd96::1]:80"), [at("[fd00::2]:8080")]);
+    assert_eq!(endpoints(&world, "10.96.0.1:80"), [at("10.1.0.2:8080")]);
+}
+
+#[test]
 fn the_transport_follows_node_enrolment_and_disable() {
     let world = world(&[peer(
         "shop",
