@@ -58,6 +58,8 @@ struct Options {
 struct Sample {
     rate: f64,
     cpu_seconds: f64,
+    /// The agents' part of it.
+    agent_seconds: f64,
     foreign: f64,
 }
 
@@ -172,7 +174,7 @@ fn measure(stage: &Stage, pair: Pair, options: &Options, report: &mut Report) ->
 
 fn one(stage: &Stage, pair: Pair, work: Work, enrolled: bool, length: Duration) -> Result<Sample> {
     let route = stage.route(pair, enrolled)?;
-    let meter = Meter::start(stage.pids())?;
+    let meter = Meter::start(stage.pids(), stage.agents())?;
     let count = match work {
         Work::Requests(connections) => http::requests(&route, connections, length)?,
         Work::Connections => http::connections(&route, OPENING, length)?,
@@ -186,6 +188,7 @@ fn one(stage: &Stage, pair: Pair, work: Work, enrolled: bool, length: Duration) 
     Ok(Sample {
         rate: count.number as f64 / count.time.as_secs_f64(),
         cpu_seconds: used.own / count.total.max(1) as f64,
+        agent_seconds: used.agents / count.total.max(1) as f64,
         foreign: used.foreign,
     })
 }

@@ -19,6 +19,7 @@ pub(crate) struct Row {
     mesh: Vec<f64>,
     ratios: Vec<f64>,
     cpu: Vec<f64>,
+    agents: Vec<f64>,
 }
 
 /// The bar, and what ztunnel and an Envoy TCP pair reached on a machine of this kind (`docs/benchmarks.md`).
@@ -30,13 +31,22 @@ struct Others {
 
 impl Row {
     pub(crate) fn new(pair: Pair, work: Work) -> Self {
-        Self { pair, work, direct: Vec::new(), mesh: Vec::new(), ratios: Vec::new(), cpu: Vec::new() }
+        Self {
+            pair,
+            work,
+            direct: Vec::new(),
+            mesh: Vec::new(),
+            ratios: Vec::new(),
+            cpu: Vec::new(),
+            agents: Vec::new(),
+        }
     }
 
     pub(crate) fn add(&mut self, direct: Sample, mesh: Sample) {
         self.direct.push(direct.rate);
         self.mesh.push(mesh.rate);
         self.ratios.push(mesh.rate / direct.rate);
+        self.agents.push(mesh.agent_seconds);
         self.cpu.push(mesh.cpu_seconds / direct.cpu_seconds.max(f64::MIN_POSITIVE));
     }
 
@@ -101,14 +111,25 @@ impl Report {
 
     fn table(&self) {
         println!(
-            "\nmedians of {} rounds of {:.1} s; ratio = with the mesh / without, in the same round; CPU = client, server and \
-             agents per unit, times direct's\n",
+            "\nMedians of {} rounds of {:.1} s; ratio = with the mesh / without, in the same round; CPU = client, server and \
+             agents per unit, times direct's;\nagents = CPU time of both agents per request, connection or MiB, in microseconds\n",
             self.rounds,
             self.length.as_secs_f64()
         );
         println!(
-            "{:<13}{:<26}{:>10}{:>10}{:>8}{:>14}{:>7}{:>7}  {:<8}{:>8}{:>7}",
-            "", "", "direct", "mesh", "ratio", "spread", "CPU", "bar", "verdict", "ztunnel", "Envoy"
+            "{:<13}{:<26}{:>10}{:>10}{:>8}{:>14}{:>7}{:>8}{:>7}  {:<8}{:>8}{:>7}",
+            "",
+            "",
+            "direct",
+            "mesh",
+            "ratio",
+            "spread",
+            "CPU",
+            "agents",
+            "bar",
+            "verdict",
+            "ztunnel",
+            "Envoy"
         );
         for row in &self.rows {
             let Others { bar, ztunnel, envoy } = row.others();
@@ -117,13 +138,14 @@ impl Report {
                 |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
             let (low, high) = spread(&row.ratios);
             println!(
-                "{:<13}{:<26}{:>10.0}{:>10.0}{ratio:>8.2}{:>14}{:>7.2}{:>7}  {:<8}{:>8}{:>7}",
+                "{:<13}{:<26}{:>10.0}{:>10.0}{ratio:>8.2}{:>14}{:>7.2}{:>8.1}{:>7}  {:<8}{:>8}{:>7}",
                 if row.pair == Pair::SameNode { "same node" } else { "across nodes" },
                 row.name(),
                 median(&row.direct) / row.unit(),
                 median(&row.mesh) / row.unit(),
                 format!("{low:.2}..{high:.2}"),
                 median(&row.cpu),
+                median(&row.agents) * row.unit() * 1e6,
                 known(bar),
                 bar.map_or("", |bar| verdict(ratio >= bar)),
                 known(ztunnel),
@@ -163,7 +185,8 @@ impl Report {
                 json!({
                     "pair": format!("{:?}", row.pair), "work": row.name(),
                     "direct": median(&row.direct) / row.unit(), "mesh": median(&row.mesh) / row.unit(),
-                    "ratio": ratio, "ratios": row.ratios, "cpu_ratio": median(&row.cpu), "bar": bar,
+                    "ratio": ratio, "ratios": row.ratios, "cpu_ratio": median(&row.cpu),
+                    "agent_cpu_us": median(&row.agents) * row.unit() * 1e6, "bar": bar,
                     "met": bar.is_none_or(|bar| ratio >= bar), "ztunnel": ztunnel, "envoy_tcp": envoy,
                 })
             })

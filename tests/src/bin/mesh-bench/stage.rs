@@ -98,8 +98,12 @@ impl Stage {
         let servers = [&self.plain, &self.meshed].into_iter().flat_map(|cast| [&cast.near, &cast.far]);
         let mut pids = vec![own];
         pids.extend(servers.map(|server| server.nginx.pid()));
-        pids.extend(self.agents.iter().map(Agent::pid));
+        pids.extend(self.agents());
         pids
+    }
+
+    pub(crate) fn agents(&self) -> Vec<i32> {
+        self.agents.iter().map(Agent::pid).collect()
     }
 
     /// Makes sure that enrolled traffic goes the way that is to be measured, and other traffic does not.
