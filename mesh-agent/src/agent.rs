@@ -181,6 +181,7 @@ impl Agent {
         // What nobody claimed belongs to pods that are gone; held sockets would keep their namespaces.
         let unclaimed = self.pods.drop_unclaimed();
         self.succession.forget(&unclaimed).await;
+        self.pods.disown(&self.shared.store.load(), &self.shared.node, &mut self.capture);
         let gone = self.capture.prune()?;
         if gone > 0 {
             tracing::info!(pods = gone, "forgot pods that an agent before had enrolled and that are gone");

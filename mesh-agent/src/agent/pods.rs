@@ -139,6 +139,23 @@ impl Pods {
         Ok(changes)
     }
 
+    /// Withdraws the pods that an agent before had enrolled and that left the mesh while none was there.
+    pub(super) fn disown(&mut self, world: &World, node: &str, capture: &mut Capture) {
+        let outside = world.workloads().filter(|workload| *workload.node == *node && !workload.enrolled);
+        for attachment in outside.filter_map(|workload| attachment(world, workload)) {
+            match capture.disown(&attachment) {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::info!(pod = %attachment.id, "withdrawn from the mesh: it left while no agent was here");
+                    self.leaving.insert(attachment.id);
+                }
+                Err(error) => {
+                    tracing::warn!(pod = %attachment.id, %error, "a pod of an agent before could not be withdrawn");
+                }
+            }
+        }
+    }
+
     /// Withdraws every pod, at the agent's end.
     pub(super) async fn withdraw_all(
         &mut self,

@@ -292,6 +292,23 @@ pub(super) fn withdraw(capture: &mut Capture, id: &WorkloadId) -> Result<(), Cap
     maps.slots.set(&slot, &0).map_err(access("SLOTS"))
 }
 
+pub(super) fn disown(capture: &mut Capture, pod: &PodAttachment) -> Result<bool, CaptureError> {
+    // A namespace that is gone needs nothing; `prune` forgets it.
+    let Ok(netns) = NetNs::open(&pod.netns) else { return Ok(false) };
+    let cookie = netns.cookie();
+    let Some(entry) = capture.pods.inherited.remove(&cookie) else { return Ok(false) };
+    let record = Record {
+        slot: entry.slot,
+        cookie,
+        netns: Arc::new(netns),
+        addresses: pod.addresses.clone(),
+        saved: entry.saved,
+        enrolled: true,
+    };
+    capture.pods.records.insert(pod.id.clone(), record);
+    withdraw(capture, &pod.id).map(|()| true)
+}
+
 pub(super) fn release(capture: &mut Capture, id: &WorkloadId) -> Result<(), CaptureError> {
     let unknown = || CaptureError::Unknown { workload: id.clone() };
     if capture.pods.is_enrolled(id) {

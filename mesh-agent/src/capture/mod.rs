@@ -199,6 +199,12 @@ impl Capture {
         enrol::enrol(self, pod, listeners)
     }
 
+    /// Withdraws a pod that an agent before had enrolled and that shall not be enrolled any more. Returns whether
+    /// there was such a one; then it is to be released like any other.
+    pub fn disown(&mut self, pod: &PodAttachment) -> Result<bool, CaptureError> {
+        enrol::disown(self, pod)
+    }
+
     /// Stops capturing for a pod, at once. What the agent relays for it goes on; once that has ended,
     /// [`Capture::release`] takes the rest away.
     pub fn withdraw(&mut self, id: &WorkloadId) -> Result<(), CaptureError> {

@@ -8,7 +8,7 @@ use mesh_tests::{Agent, AgentSpec, eventually, hold};
 use nix::sys::signal::Signal;
 
 use crate::flood::Flood;
-use crate::outside::{all_echo, answering, holder, in_office, relayed};
+use crate::outside::{all_echo, answering, holder, in_office, relayed, traces};
 use crate::shop::{PATIENCE, PORT, Shop};
 
 const RATE: u32 = 500;
@@ -132,7 +132,24 @@ fn without_a_holder_open_pods_go_direct() -> Result<()> {
     Ok(())
 }
 
-/// `kill -9` without a holder under STRICT: nobody connects out, nobody unauthenticated gets in, until an agent is back.
+/// A namespace that leaves the mesh while no agent lives is given back by the next one as it came.
+#[test]
+fn what_left_meanwhile_is_given_back() -> Result<()> {
+    let shop = Shop::new("left meanwhile")?;
+    let before = traces(&shop.client)?;
+    let mut agent = shop.lab.agent("node-a")?;
+    ensure!(traces(&shop.client)? != before, "an agent is expected to leave traces while it runs");
+    agent.kill()?;
+    shop.lab.manifests().namespace("shop", false)?;
+    let next = shop.lab.agent("node-a")?;
+    eventually("the namespace to be as before", PATIENCE, || Ok(traces(&shop.client)? == before))?;
+    drop(shop.echoing(shop.near.v4(PORT))?);
+    ensure!(next.stop()?.success(), "the new agent ended badly");
+    Ok(())
+}
+
+/// `kill -9` without a holder under STRICT: nobody connects out and nobody unauthenticated gets in until an agent is
+/// back.
 #[test]
 fn without_a_holder_strict_pods_refuse() -> Result<()> {
     let shop = Shop::new("strict and killed")?;
