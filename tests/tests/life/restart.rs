@@ -110,7 +110,7 @@ fn a_successor_that_fails_changes_nothing() -> Result<()> {
     all_echo(&mut live)?;
     ensure!(answering(&agent)? == i64::from(agent.pid()), "another answers");
     let late = shop.lab.pod(PodSpec::new("shop", "late", "node-a"))?;
-    eventually("the late pod to be enrolled", PATIENCE, || Ok(enrolled(&agent, "late")?))?;
+    eventually("the late pod to be enrolled", PATIENCE, || enrolled(&agent, "late"))?;
     drop(live);
     let mut next = succeed(&shop, &AgentSpec::default())?;
     ensure!(agent.process().wait(PATIENCE)?.success(), "the old agent ended badly");
