@@ -45,7 +45,7 @@ pub(crate) fn exchange(stream: &TcpStream, bytes: usize) -> Result<()> {
             at += length;
         }
         ensure!(at == bytes, "{at} bytes came back");
-        sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))?
+        sending.join().map_err(|_panic| anyhow::anyhow!("the sender panicked"))?
     })
 }
 

@@ -65,7 +65,7 @@ fn short_connections_leave_nothing() -> Result<()> {
                 scope.spawn(move || (0..each).try_for_each(|at| short(mesh, route, at)))
             })
             .collect();
-        all.into_iter().map(|one| one.join().map_err(|_| anyhow::anyhow!("panicked"))?).collect()
+        all.into_iter().map(|one| one.join().map_err(|_panic| anyhow::anyhow!("panicked"))?).collect()
     });
     if ended.is_err() {
         for agent in &mesh.agents {

@@ -139,7 +139,7 @@ fn least_request_spreads() -> Result<()> {
     let shop = Shop::new("least request", "least-request")?;
     for family in [0, 1] {
         // Held open: with every connection that stays, its endpoint becomes less attractive.
-        let held: Result<Vec<_>> = (0..60).map(|_| Ok(shop.mesh.client.connect(shop.at(family))?)).collect();
+        let held: Result<Vec<_>> = (0..60).map(|_| shop.mesh.client.connect(shop.at(family))).collect();
         let mut held = held?;
         for stream in &mut held {
             client::echo(stream, b"held")?;

@@ -81,7 +81,8 @@ fn a_stalled_reader_bounds_memory() -> Result<()> {
                 })
             })
             .collect();
-        let joined = pushing.into_iter().map(|one| one.join().map_err(|_| anyhow::anyhow!("panicked"))?);
+        let joined =
+            pushing.into_iter().map(|one| one.join().map_err(|_panic| anyhow::anyhow!("panicked"))?);
         joined.collect()
     });
     let pushed = pushed?;
@@ -122,7 +123,7 @@ fn stalled_streams_do_not_stop_the_next() -> Result<()> {
     let pushed: Result<Vec<usize>> = thread::scope(|scope| {
         let pushing: Vec<_> =
             written.iter().map(|stream| scope.spawn(move || push(stream, PUSHED))).collect();
-        pushing.into_iter().map(|one| one.join().map_err(|_| anyhow::anyhow!("panicked"))?).collect()
+        pushing.into_iter().map(|one| one.join().map_err(|_panic| anyhow::anyhow!("panicked"))?).collect()
     });
     println!("pushed {:?}", pushed?);
     assert_eq!(mesh.client.run(tunnels)?, 1, "not one tunnel");
