@@ -263,7 +263,7 @@ pub(super) fn checks(view: &NodeView) -> Vec<Check> {
         .diagnostics
         .iter()
         .filter(|found| found.severity == Severity::Error)
-        .map(|found| format!("{} {}: {}", found.object, found.field, found.message))
+        .map(|found| format!("{} {}: {}; {}", found.object, found.field, found.message, found.remedy))
         .collect();
     checks.push(if errors.is_empty() {
         Check::pass("source", "manifests", format!("{}, version {}", source.from, source.world_version))
