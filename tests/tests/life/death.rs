@@ -8,7 +8,7 @@ use mesh_tests::{Agent, AgentSpec, eventually, hold};
 use nix::sys::signal::Signal;
 
 use crate::flood::Flood;
-use crate::outside::{all_echo, answering, holder, in_office, relayed, traces};
+use crate::outside::{all_echo, answering, holder, in_office, relayed, traces, with_reasons};
 use crate::shop::{PATIENCE, PORT, Shop};
 
 const RATE: u32 = 500;
@@ -29,7 +29,7 @@ fn with_a_holder_the_gap_loses_nothing() -> Result<()> {
     let mut next = shop.lab.agent_unready("node-a", &spec)?;
     in_office(&mut next)?;
     std::thread::sleep(Duration::from_millis(500));
-    flood.stop()?.check_from(RATE as usize / 2, Some(gap))?;
+    with_reasons(&shop.lab, flood.stop()?.check_from(RATE as usize / 2, Some(gap)))?;
     ensure!(next.metric("istio_tcp_connections_opened_total", &[])? > 0.0, "the new agent served none");
     Ok(())
 }
@@ -51,7 +51,7 @@ fn with_a_holder_arrivals_wait_too() -> Result<()> {
     let mut next = shop.lab.agent_unready("node-b", &spec)?;
     in_office(&mut next)?;
     std::thread::sleep(Duration::from_millis(300));
-    flood.stop()?.check(100)
+    with_reasons(&shop.lab, flood.stop()?.check(100))
 }
 
 /// A holder that dies costs nothing while the agent lives; the next holder is given everything.
@@ -72,7 +72,7 @@ fn a_holder_can_be_replaced() -> Result<()> {
     std::thread::sleep(Duration::from_millis(300));
     let mut next = shop.lab.agent_unready("node-a", &spec)?;
     in_office(&mut next)?;
-    flood.stop()?.check(100)
+    with_reasons(&shop.lab, flood.stop()?.check(100))
 }
 
 /// A holder that hangs holds up neither connections nor the agent's sign of life.

@@ -99,3 +99,20 @@ pub(crate) fn in_office(agent: &mut Agent) -> Result<()> {
     .with_context(|| last.clone())?;
     Ok(())
 }
+
+/// Adds what the agents' logs tell of connections that failed: among thousands of lines the reason is not the last.
+pub(crate) fn with_reasons(lab: &Lab, result: Result<()>) -> Result<()> {
+    const LINES: usize = 5;
+    result.with_context(|| {
+        let mut said = String::from("failed connections in the agents' logs:");
+        for node in lab.nodes() {
+            let log = std::fs::read_to_string(lab.log_path(&format!("agent-{}", node.name())));
+            for line in
+                log.unwrap_or_default().lines().filter(|line| line.contains("connection failed")).take(LINES)
+            {
+                said.push_str(&format!("\n{}: {line}", node.name()));
+            }
+        }
+        said
+    })
+}

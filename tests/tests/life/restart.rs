@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use mesh_tests::{Agent, AgentSpec, PodSpec, client, eventually};
 
 use crate::flood::Flood;
-use crate::outside::{all_echo, answering, holder, in_office, relayed, socket_files};
+use crate::outside::{all_echo, answering, holder, in_office, relayed, socket_files, with_reasons};
 use crate::shop::{PATIENCE, PORT, Shop};
 
 const RATE: u32 = 500;
@@ -38,7 +38,7 @@ fn a_planned_restart_loses_nothing() -> Result<()> {
     agents[0].process().check_alive()?;
     all_echo(&mut live)?;
     let outcome = flood.stop()?;
-    outcome.check(RATE as usize)?;
+    with_reasons(&shop.lab, outcome.check(RATE as usize))?;
     all_echo(&mut live)?;
     drop(live);
     let status = agents[0].process().wait(PATIENCE)?;
@@ -67,7 +67,7 @@ fn a_planned_restart_of_the_destination_loses_nothing() -> Result<()> {
     let mut next = shop.lab.agent_unready("node-b", &AgentSpec::default())?;
     in_office(&mut next)?;
     std::thread::sleep(Duration::from_millis(500));
-    flood.stop()?.check(RATE as usize / 2)?;
+    with_reasons(&shop.lab, flood.stop()?.check(RATE as usize / 2))?;
     ensure!(agents[1].process().wait(PATIENCE)?.success(), "the old agent ended badly");
     Ok(())
 }
@@ -83,7 +83,7 @@ fn successors_may_have_other_numbers_of_workers() -> Result<()> {
         std::thread::sleep(Duration::from_millis(300));
         let mut next = succeed(&shop, &workers(count))?;
         std::thread::sleep(Duration::from_millis(300));
-        flood.stop()?.check(100)?;
+        with_reasons(&shop.lab, flood.stop()?.check(100))?;
         ensure!(agent.process().wait(PATIENCE)?.success(), "the old agent ended badly");
         ensure!(next.ask(&["status"])?["workers"] == count, "not {count} workers");
         next.process().check_alive()?;
@@ -136,7 +136,7 @@ fn the_holder_follows_the_successor() -> Result<()> {
     std::thread::sleep(Duration::from_millis(300));
     let mut last = shop.lab.agent_unready("node-a", &spec)?;
     in_office(&mut last)?;
-    waiting.stop()?.check(100)
+    with_reasons(&shop.lab, waiting.stop()?.check(100))
 }
 
 fn enrolled(agent: &Agent, name: &str) -> Result<bool> {
