@@ -3,6 +3,7 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
+    helpers::generated::bpf_ringbuf_query,
     macros::btf_map,
 };
 use mesh_common::{
@@ -103,6 +104,10 @@ pub fn listening(key: u64) -> bool {
     unsafe { SEEDED.get(&key) }.is_some()
 }
 
+const RB_NO_WAKEUP: u64 = 1;
+const RB_FORCE_WAKEUP: u64 = 2;
+const RB_AVAIL_DATA: u64 = 0;
+
 #[inline(always)]
 pub fn heartbeat_is_fresh() -> bool {
     // SAFETY: no arguments; allowed in every program type.
@@ -110,9 +115,25 @@ pub fn heartbeat_is_fresh() -> bool {
     now.wrapping_sub(setting(Setting::Heartbeat)) < HEARTBEAT_MAX_NS
 }
 
+/// Tells the agent at once.
 #[inline(always)]
 pub fn tell(event: &Event) {
-    if EVENTS.output(event, 0).is_err() {
+    output(event, RB_FORCE_WAKEUP);
+}
+
+/// Tells the agent when it next looks: waking it for each flow that ends would cost as much as the flow.
+/// It is woken before the ring fills up.
+#[inline(always)]
+pub fn tell_later(event: &Event) {
+    // SAFETY: the helper takes a ring map and reads a number.
+    let waiting = unsafe { bpf_ringbuf_query(raw(&EVENTS), RB_AVAIL_DATA) };
+    let full = waiting > u64::from(EVENTS_BYTES) / 4;
+    output(event, if full { RB_FORCE_WAKEUP } else { RB_NO_WAKEUP });
+}
+
+#[inline(always)]
+fn output(event: &Event, flags: u64) {
+    if EVENTS.output(event, flags).is_err() {
         count(Counter::EventsLost);
     }
 }

@@ -17,7 +17,7 @@ use mesh_common::{
     listen_families, listen_key,
 };
 
-use crate::maps::{FLOWS, LEGS, LISTEN, PODS, ROLES, count, raw, tell};
+use crate::maps::{FLOWS, LEGS, LISTEN, PODS, ROLES, count, raw, tell, tell_later};
 use crate::note::note;
 
 const OP_TCP_CONNECT: u32 = 3;
@@ -182,7 +182,7 @@ fn closed(ops: *mut bpf_sock_ops, key: &FlowKey, old_state: u32) {
             key: *key,
         }
     };
-    tell(&event);
+    tell_later(&event);
 }
 
 #[inline(always)]

@@ -12,6 +12,9 @@ use super::error::CaptureError;
 use super::handle::CaptureHandle;
 use super::maps::{EVENTS, pin_path};
 
+/// How often the ring is looked at for events that did not wake the agent.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Event {
     /// A bypassed flow ended.
@@ -60,8 +63,11 @@ impl Events {
             if let Some(event) = self.take() {
                 return Ok(event);
             }
-            // Readiness is cleared before the ring is looked at again, so no wake-up falls between.
-            self.ring.readable_mut().await?.clear_ready();
+            // Ended flows wake nobody: they are looked for. Readiness is cleared before the ring is looked at
+            // again, so no wake-up falls between.
+            if let Ok(ready) = tokio::time::timeout(LOOK_EVERY, self.ring.readable_mut()).await {
+                ready?.clear_ready();
+            }
         }
     }
 
