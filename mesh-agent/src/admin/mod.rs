@@ -41,7 +41,9 @@ pub enum ExplainError {
     UnknownSource(String),
     #[error("destination: `{0}` is neither a workload, a Service nor an address; see `mesh-agent services`")]
     UnknownDestination(String),
-    #[error("destination: `{name}` is ambiguous: {candidates}; write the Service's host name or the pod's address")]
+    #[error(
+        "destination: `{name}` is ambiguous: {candidates}; write the Service's host name or the pod's address"
+    )]
     Ambiguous { name: String, candidates: String },
     #[error("destination: `{destination}` needs a port; one of {ports}")]
     PortNeeded { destination: String, ports: String },
