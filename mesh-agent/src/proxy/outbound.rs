@@ -276,9 +276,10 @@ async fn hbone(
         target: leg.endpoint,
         headers,
     };
-    let netns = Arc::clone(&pod.netns);
-    let capture = worker.shared.capture.clone();
-    let dial = async move || upstream::dial(&netns, &capture, Some(source), address).await;
+    let dial = || {
+        let (netns, capture) = (Arc::clone(&pod.netns), worker.shared.capture.clone());
+        async move { upstream::dial(&netns, &capture, Some(source), address).await }
+    };
     // The pool bounds the way up to the CONNECT; the answer waits for the far agent's own connect.
     match tokio::time::timeout(ANSWER_TIMEOUT, worker.pool.open(request, dial)).await {
         Ok(opened) => opened.map(|stream| Upstream::Tunnel(Box::new(stream))),

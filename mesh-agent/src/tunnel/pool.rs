@@ -19,8 +19,9 @@ use super::{ConnectHeaders, Failure, TunnelSettings};
 use crate::identity::WorkloadCert;
 use crate::model::{Identity, Reason, WorkloadId};
 
-/// Tunnels that one open may find gone before it gives up.
-const GONE_MAX: usize = 3;
+/// Tunnels that one open may find gone before it gives up. A peer whose agent is being replaced may take a new
+/// tunnel and say goodbye at once, more than once.
+const GONE_MAX: usize = 5;
 
 /// What a tunnel is authenticated for and where it goes. Streams share a tunnel only when all of it is equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -77,16 +78,15 @@ impl Pool {
         Self { inner: Rc::new(Inner { settings, slots: RefCell::default() }) }
     }
 
-    /// Opens a stream on a tunnel that has room, or on a new one over what `dial` gives; `dial` is called at most
-    /// once, and not at all when another open dials the same peer already. Returns when the peer has answered
+    /// Opens a stream on a tunnel that has room, or on a new one over what `dial` gives; `dial` is called
+    /// again when the tunnel it gave was gone before its use, and not at all when another open dials the same peer. Returns when the peer has answered
     /// 200. Bounded by the connect timeout up to the CONNECT; the wait for the answer is the caller's to bound.
     /// Dropping the future cancels the stream, not the tunnel.
-    pub async fn open<D, F>(&self, request: OpenRequest, dial: D) -> Result<Stream, Failure>
+    pub async fn open<D, F>(&self, request: OpenRequest, mut dial: D) -> Result<Stream, Failure>
     where
-        D: FnOnce() -> F,
+        D: FnMut() -> F,
         F: Future<Output = io::Result<TcpStream>> + 'static,
     {
-        let mut dial = Some(dial);
         let mut gone = 0;
         loop {
             let Some((sender, guard)) = self.enter(&request) else {
@@ -136,9 +136,9 @@ impl Pool {
         slot.tunnels.iter().find_map(|tunnel| Some((tunnel.sender(), tunnel.enter()?)))
     }
 
-    async fn wait_for_tunnel<D, F>(&self, request: &OpenRequest, dial: &mut Option<D>) -> Result<(), Failure>
+    async fn wait_for_tunnel<D, F>(&self, request: &OpenRequest, dial: &mut D) -> Result<(), Failure>
     where
-        D: FnOnce() -> F,
+        D: FnMut() -> F,
         F: Future<Output = io::Result<TcpStream>> + 'static,
     {
         let mut dialling = {
@@ -147,9 +147,6 @@ impl Pool {
             match &slot.dialling {
                 Some(dialling) => dialling.clone(),
                 None => {
-                    let dial = dial.take().ok_or_else(|| {
-                        Failure::new(Reason::TunnelProtocol, "each tunnel to the peer ended before its use")
-                    })?;
                     let (done, dialling) = watch::channel(None);
                     slot.dialling = Some(dialling.clone());
                     let connect = client::connect(
