@@ -1,11 +1,13 @@
 //! Network namespaces: opening one, and being inside it for a moment. A thread that enters must come
 //! back before it does anything else, so the way in is a guard that cannot leave its thread.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
+use std::rc::Rc;
 
 use nix::sched::{CloneFlags, setns};
 
@@ -62,25 +64,35 @@ impl AsFd for NetNs {
 #[derive(Debug)]
 #[must_use = "dropping the guard leaves the namespace at once"]
 pub struct NetNsGuard {
-    home: File,
+    home: Rc<File>,
     /// The namespace belongs to the thread: the guard must be dropped where it was made.
     _thread: PhantomData<*const ()>,
 }
 
 impl Drop for NetNsGuard {
     fn drop(&mut self) {
-        if let Err(error) = setns(&self.home, CloneFlags::CLONE_NEWNET) {
+        if let Err(error) = setns(&*self.home, CloneFlags::CLONE_NEWNET) {
             // Going on would open the agent's next sockets inside a pod: there is no safe way left.
             tracing::error!(%error, "cannot leave a pod's network namespace");
             std::process::abort();
         }
+        HOME.with_borrow_mut(|home| *home = Some(Rc::clone(&self.home)));
     }
 }
 
+thread_local! {
+    /// The namespace that the thread was in when it last came home, so that not every visit opens it anew. Empty
+    /// while the thread is away, and until its first visit.
+    static HOME: RefCell<Option<Rc<File>>> = const { RefCell::new(None) };
+}
+
 fn enter(target: &File) -> io::Result<NetNsGuard> {
-    let home = open_current()?;
-    setns(target, CloneFlags::CLONE_NEWNET)?;
-    Ok(NetNsGuard { home, _thread: PhantomData })
+    let home = match HOME.take() {
+        Some(home) => home,
+        None => Rc::new(open_current()?),
+    };
+    let guard = setns(target, CloneFlags::CLONE_NEWNET).map(|()| NetNsGuard { home, _thread: PhantomData });
+    Ok(guard?)
 }
 
 fn open_current() -> io::Result<File> {

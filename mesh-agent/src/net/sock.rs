@@ -38,6 +38,8 @@ pub fn listener(port: u16, before: impl FnOnce(&Socket) -> io::Result<()>) -> io
         Err(error) if lacks_ipv6(&error) => ipv4_only(port)?,
         Err(error) => return Err(error),
     };
+    // Accepted sockets inherit it: without it each small answer would wait for the peer's delayed ACK.
+    socket.set_tcp_nodelay(true)?;
     before(&socket)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -30,8 +30,9 @@ struct Arrival {
 }
 
 /// Serves one plaintext connection that `mesh_steer` handed to the agent.
-pub async fn serve_plaintext(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
-    let (Ok(client), Ok(destination)) = (stream.peer_addr(), stream.local_addr()) else { return };
+pub async fn serve_plaintext(worker: Rc<Worker>, pod: Arc<LocalPod>, accepted: (TcpStream, SocketAddr)) {
+    let (stream, client) = accepted;
+    let Ok(destination) = stream.local_addr() else { return };
     let (client, destination) = (sock::canonical(client), sock::canonical(destination));
     let Ok(_permit) = Permit::take(&worker.shared.node_budget, &pod.budget) else {
         worker.limit_reached();
@@ -57,8 +58,9 @@ pub async fn serve_plaintext(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: Tcp
 }
 
 /// Serves one tunnel: the TLS handshake with the pod's certificate, then every CONNECT on it.
-pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
-    let (Ok(client), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<LocalPod>, accepted: (TcpStream, SocketAddr)) {
+    let (stream, client) = accepted;
+    let Ok(local) = stream.local_addr() else { return };
     let (client, local) = (sock::canonical(client), sock::canonical(local));
     // Only the identity is kept: a tunnel outlives many snapshots.
     let identity = worker.shared.store.load().workload(&pod.id).map(|workload| workload.identity.clone());

@@ -66,12 +66,12 @@ struct Way<'a> {
 }
 
 /// Serves one captured connection to its end.
-pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, stream: TcpStream) {
+pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, (stream, client): (TcpStream, SocketAddr)) {
     let Ok(_permit) = Permit::take(&worker.shared.node_budget, &pod.budget) else {
         worker.limit_reached();
         return upstream::reset(stream);
     };
-    let Some(accepted) = identify(&worker, &pod, stream) else { return };
+    let Some(accepted) = identify(&worker, &pod, stream, client) else { return };
     match establish(&worker, &pod, &accepted).await {
         Some((conn, upstream, _load)) => relay_to_end(accepted.stream, conn, upstream).await,
         None => upstream::reset(accepted.stream),
@@ -102,9 +102,9 @@ async fn establish(
 }
 
 /// Says whose connection this is and where it was going; none (and a reset) where that makes no sense.
-fn identify(worker: &Worker, pod: &LocalPod, stream: TcpStream) -> Option<Accepted> {
+fn identify(worker: &Worker, pod: &LocalPod, stream: TcpStream, client: SocketAddr) -> Option<Accepted> {
     let world = worker.shared.store.load();
-    let (Ok(client), Ok(original)) = (stream.peer_addr(), stream.local_addr()) else { return None };
+    let Ok(original) = stream.local_addr() else { return None };
     let (client, original) = (sock::canonical(client), sock::canonical(original));
     let Some(source) = world.workload(&pod.id).map(Arc::clone) else {
         upstream::reset(stream);

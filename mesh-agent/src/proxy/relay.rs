@@ -88,8 +88,8 @@ pub async fn tcp(client: TcpStream, server: TcpStream, io: &RelayIo<'_>) -> Rela
         if look && server.failed() {
             return Turn::end(RelayEnd::ServerReset);
         }
-        let sent = up.poll(cx, &mut client.tcp, &mut server.tcp, io.sent);
-        let received = down.poll(cx, &mut server.tcp, &mut client.tcp, io.received);
+        let sent = up.poll(cx, &mut client.tcp, &mut server.tcp, io.sent, down.source_ended());
+        let received = down.poll(cx, &mut server.tcp, &mut client.tcp, io.received, up.source_ended());
         let ended = match (sent, received) {
             (Poll::Ready(Err(Fault::Source)), _) | (_, Poll::Ready(Err(Fault::Sink))) => {
                 Some(RelayEnd::ClientReset)
@@ -121,7 +121,7 @@ pub async fn tunnel(tcp: TcpStream, mut stream: Stream, side: TcpSide, io: &Rela
             return Turn::end(side.tcp_reset());
         }
         let to = out.poll(cx, &mut leg.tcp, &mut stream, into_tunnel);
-        let from = back.poll(cx, &mut stream, &mut leg.tcp, out_of_tunnel);
+        let from = back.poll(cx, &mut stream, &mut leg.tcp, out_of_tunnel, out.source_ended());
         let ended = match (to, from) {
             (Poll::Ready(Err(fault)), _) | (_, Poll::Ready(Err(fault))) => Some(side.end_of(fault)),
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Some(RelayEnd::Closed),

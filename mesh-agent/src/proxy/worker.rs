@@ -258,11 +258,11 @@ enum Kind {
 /// Serves what has arrived at a listener that is going to be closed: nobody else would.
 fn empty(worker: &Rc<Worker>, pod: &Arc<LocalPod>, listener: TcpListener, kind: Kind) {
     let Ok(listener) = listener.into_std() else { return };
-    while let Ok((stream, _)) = listener.accept() {
+    while let Ok((stream, peer)) = listener.accept() {
         // Accepted sockets do not take the listener's flag over (accept(2)).
         let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
         if let Ok(stream) = stream {
-            serve(worker, pod, stream, kind);
+            serve(worker, pod, (stream, peer), kind);
         }
     }
 }
@@ -270,7 +270,7 @@ fn empty(worker: &Rc<Worker>, pod: &Arc<LocalPod>, listener: TcpListener, kind: 
 async fn accept(worker: &Rc<Worker>, pod: &Arc<LocalPod>, listener: &TcpListener, kind: Kind) -> Infallible {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => serve(worker, pod, stream, kind),
+            Ok(accepted) => serve(worker, pod, accepted, kind),
             Err(error)
                 if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) =>
             {
@@ -283,11 +283,11 @@ async fn accept(worker: &Rc<Worker>, pod: &Arc<LocalPod>, listener: &TcpListener
     }
 }
 
-fn serve(worker: &Rc<Worker>, pod: &Arc<LocalPod>, stream: TcpStream, kind: Kind) {
+fn serve(worker: &Rc<Worker>, pod: &Arc<LocalPod>, accepted: (TcpStream, SocketAddr), kind: Kind) {
     let (worker, pod) = (Rc::clone(worker), Arc::clone(pod));
     match kind {
-        Kind::Outbound => drop(tokio::task::spawn_local(outbound::serve(worker, pod, stream))),
-        Kind::Inbound => drop(tokio::task::spawn_local(inbound::serve_plaintext(worker, pod, stream))),
-        Kind::Hbone => drop(tokio::task::spawn_local(inbound::serve_tunnel(worker, pod, stream))),
+        Kind::Outbound => drop(tokio::task::spawn_local(outbound::serve(worker, pod, accepted))),
+        Kind::Inbound => drop(tokio::task::spawn_local(inbound::serve_plaintext(worker, pod, accepted))),
+        Kind::Hbone => drop(tokio::task::spawn_local(inbound::serve_tunnel(worker, pod, accepted))),
     }
 }

@@ -19,6 +19,7 @@ use tokio_rustls::client::TlsStream;
 use super::coalesce::{Coalesce, IoState, reason_of_io_error};
 use super::drive::{Keepalive, Look, Windows};
 use super::pool::{OpenRequest, TunnelKey};
+use super::read_ahead::ReadAhead;
 use super::request::{connect_request, read_refusal};
 use super::stream::{Live, Stream, StreamGuard};
 use super::*;
@@ -27,7 +28,7 @@ use crate::identity::WorkloadCert;
 /// Plaintext that TLS takes in one go: a gathered write and a frame leave in one system call.
 pub(super) const TLS_BUFFER_BYTES: usize = 256 * 1024;
 
-pub(super) type ClientConnection = Connection<Coalesce<TlsStream<TcpStream>>, Bytes>;
+pub(super) type ClientConnection = Connection<Coalesce<TlsStream<ReadAhead>>, Bytes>;
 
 /// A tunnel that is set up, with the connection that its driver polls.
 pub(super) struct Connected {
@@ -82,7 +83,7 @@ where
     // No name is sent; rustls wants one all the same.
     let name = ServerName::IpAddress(address.ip().into());
     let mut tls = TlsConnector::from(config)
-        .connect(name, tcp)
+        .connect(name, ReadAhead::new(tcp))
         .await
         .map_err(|error| Failure::new(tls_reason(&error), format!("TLS to {address} failed: {error}")))?;
     if tls.get_ref().1.alpn_protocol() != Some(b"h2") {

@@ -4,7 +4,8 @@
 //! Called by the HTTP/2 engine only.
 //!
 //! HTTP/2 flushes after each frame it can send. Here a flush waits until the scheduler has run every task that
-//! was ready and has looked for new events once; the frames of all those tasks then leave together.
+//! was ready and has looked for new events once; the frames of all those tasks then leave together. Where the last
+//! turns brought nothing to gather (one busy stream), it does not wait: the look for events costs a system call.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -29,6 +30,11 @@ const DIRECT_MIN_BYTES: usize = 16 * 1024;
 /// Capacity that an emptied gather buffer keeps: an idle tunnel holds next to nothing.
 const KEEP_CAPACITY_BYTES: usize = 4 * 1024;
 
+/// Turns in a row that brought nothing, after which flushes no longer wait.
+const VAIN_TURNS_MAX: u8 = 4;
+/// Flushes that do not wait, until one finds out again whether waiting brings something.
+const HASTY_FLUSHES: u8 = 16;
+
 /// What the wrapper tells the tunnel's owner.
 #[derive(Debug, Default)]
 pub(super) struct IoState {
@@ -48,7 +54,36 @@ pub(super) struct Coalesce<T> {
     taken: usize,
     turn: Arc<TurnEnd>,
     waiting: bool,
+    worth: Worth,
     state: Rc<IoState>,
+}
+
+/// Whether it is worth to wait for the end of a turn.
+#[derive(Debug, Default)]
+struct Worth {
+    /// Bytes that were gathered when the wait began.
+    before: usize,
+    /// Waits in a row that brought nothing.
+    vain: u8,
+    /// Flushes since that did not wait.
+    hasty: u8,
+}
+
+impl Worth {
+    /// Asked once for each flush.
+    fn wait(&mut self, gathered: usize) -> bool {
+        if self.vain >= VAIN_TURNS_MAX && self.hasty < HASTY_FLUSHES {
+            self.hasty += 1;
+            return false;
+        }
+        self.before = gathered;
+        true
+    }
+
+    fn waited(&mut self, gathered: usize) {
+        self.hasty = 0;
+        self.vain = if gathered > self.before { 0 } else { self.vain.saturating_add(1) };
+    }
 }
 
 /// Learns from the scheduler that the turn is over.
@@ -74,7 +109,15 @@ impl Wake for TurnEnd {
 
 impl<T: AsyncWrite + Unpin> Coalesce<T> {
     pub(super) fn new(inner: T, state: Rc<IoState>) -> Self {
-        Self { inner, gathered: Vec::new(), taken: 0, turn: Arc::default(), waiting: false, state }
+        Self {
+            inner,
+            gathered: Vec::new(),
+            taken: 0,
+            turn: Arc::default(),
+            waiting: false,
+            worth: Worth::default(),
+            state,
+        }
     }
 
     /// Hands everything gathered to TLS.
@@ -192,7 +235,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesce<T> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.pending_bytes() > 0 {
-            ready!(this.poll_turn_end(cx));
+            let gathered = this.pending_bytes();
+            // A flush that has begun to drain or to wait is polled again: it goes on where it was.
+            if this.taken == 0 && (this.waiting || this.worth.wait(gathered)) {
+                ready!(this.poll_turn_end(cx));
+                this.worth.waited(gathered);
+            }
             ready!(this.poll_drain(cx))?;
         }
         note(&this.state, Pin::new(&mut this.inner).poll_flush(cx))

@@ -11,6 +11,7 @@ mod client;
 mod coalesce;
 mod drive;
 mod pool;
+mod read_ahead;
 mod request;
 mod server;
 mod stream;

@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 use super::client::TLS_BUFFER_BYTES;
 use super::coalesce::{Coalesce, IoState, reason_of_io_error};
 use super::drive::{Keepalive, Look, Windows};
+use super::read_ahead::ReadAhead;
 use super::request::{read_connect, refusal};
 use super::stream::{Live, Stream, StreamError, StreamGuard};
 use super::*;
@@ -57,7 +58,7 @@ pub struct Responder {
     guard: StreamGuard,
 }
 
-type ServerConnection = Connection<Coalesce<TlsStream<TcpStream>>, Bytes>;
+type ServerConnection = Connection<Coalesce<TlsStream<ReadAhead>>, Bytes>;
 
 impl Responder {
     /// Answers 200 and hands over the stream, with whatever the client has sent since its CONNECT.
@@ -136,7 +137,8 @@ async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Accepted, F
     };
     let peer_addr = tcp.peer_addr().map_err(|error| failed(&error))?;
     tcp.set_nodelay(true).map_err(|error| failed(&error))?;
-    let mut tls = TlsAcceptor::from(config).accept(tcp).await.map_err(|error| failed(&error))?;
+    let mut tls =
+        TlsAcceptor::from(config).accept(ReadAhead::new(tcp)).await.map_err(|error| failed(&error))?;
     let session = tls.get_mut().1;
     // rustls lets a client without ALPN pass; the mesh does not.
     if session.alpn_protocol() != Some(b"h2") {

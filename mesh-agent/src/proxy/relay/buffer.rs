@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 /// One read at most, bytes.
 pub const RELAY_BUFFER_BYTES: usize = 64 * 1024;
 /// Buffers that an idle worker keeps.
-pub const POOLED_BUFFERS_MAX: usize = 16;
+pub const POOLED_BUFFERS_MAX: usize = 8;
 /// A read at least this large is handed on in its buffer; a smaller one is copied out, so that a few bytes
 /// waiting in a stalled stream never hold a whole buffer.
 const HAND_ON_BYTES: usize = RELAY_BUFFER_BYTES / 2;

@@ -12,11 +12,8 @@ pub(super) struct TcpLeg {
 }
 
 impl TcpLeg {
+    /// TCP_NODELAY is set already: on the listener it was accepted by, or before it was connected.
     pub(super) fn new(tcp: TcpStream) -> Self {
-        // Without it each small answer waits for the peer's delayed ACK; a socket that is gone will tell soon.
-        if let Err(error) = tcp.set_nodelay(true) {
-            tracing::trace!(%error, "TCP_NODELAY");
-        }
         Self { tcp, clean: false }
     }
 

@@ -46,12 +46,18 @@ impl TcpToTcp {
         self.moved
     }
 
+    /// Whether the source has finished sending and the sink has all of it.
+    pub(super) fn source_ended(&self) -> bool {
+        self.done
+    }
+
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut TcpStream,
         sink: &mut TcpStream,
         count: &AtomicU64,
+        sink_ended: bool,
     ) -> Poll<Result<(), Fault>> {
         let mut rounds = 0;
         while !self.done {
@@ -76,7 +82,7 @@ impl TcpToTcp {
                 continue;
             }
             if self.finished {
-                ready!(finish(cx, sink))?;
+                ready!(finish(cx, sink, sink_ended))?;
                 self.done = true;
                 break;
             }
@@ -104,6 +110,7 @@ impl TcpToTcp {
 /// pushes back on the application.
 #[derive(Default)]
 pub(super) struct ToTunnel {
+    source_ended: bool,
     done: bool,
     moved: u64,
 }
@@ -111,6 +118,11 @@ pub(super) struct ToTunnel {
 impl ToTunnel {
     pub(super) fn moved(&self) -> u64 {
         self.moved
+    }
+
+    /// Whether the socket has finished sending.
+    pub(super) fn source_ended(&self) -> bool {
+        self.source_ended
     }
 
     pub(super) fn poll(
@@ -151,7 +163,7 @@ impl ToTunnel {
                     buffer::give(taken);
                     stream.cede();
                     stream.finish().map_err(Fault::Stream)?;
-                    self.done = true;
+                    (self.source_ended, self.done) = (true, true);
                 }
                 Poll::Ready(Ok(read)) => {
                     stream.send(buffer::into_bytes(taken)).map_err(Fault::Stream)?;
@@ -199,6 +211,7 @@ impl FromTunnel {
         stream: &mut Stream,
         sink: &mut TcpStream,
         count: &AtomicU64,
+        sink_ended: bool,
     ) -> Poll<Result<(), Fault>> {
         let mut rounds = 0;
         while !self.done {
@@ -208,7 +221,7 @@ impl FromTunnel {
                 if !self.finished {
                     return Poll::Pending;
                 }
-                ready!(finish(cx, sink))?;
+                ready!(finish(cx, sink, sink_ended))?;
                 self.done = true;
                 break;
             }
@@ -300,7 +313,11 @@ fn share(cx: &mut Context<'_>, rounds: &mut usize) -> Poll<()> {
     Poll::Ready(())
 }
 
-fn finish(cx: &mut Context<'_>, sink: &mut TcpStream) -> Poll<Result<(), Fault>> {
+/// Tells the sink that nothing more comes. One that has finished sending itself is closed next, which says the same.
+fn finish(cx: &mut Context<'_>, sink: &mut TcpStream, sink_ended: bool) -> Poll<Result<(), Fault>> {
+    if sink_ended {
+        return Poll::Ready(Ok(()));
+    }
     Pin::new(sink).poll_shutdown(cx).map_err(|_| Fault::Sink)
 }
 
