@@ -10,7 +10,7 @@ impl SocketRole {
     pub const OWN: u32 = 1;
     /// The agent's leg to an application: steered past the agent.
     pub const LEG: u32 = 2;
-    /// An application's socket whose connection may bypass the agent.
+    /// An application's connection that bypasses the agent: the role of a flow, never noted on a socket.
     pub const BYPASS: u32 = 3;
     /// A listening socket that is counted among its pod's ports.
     pub const LISTENER: u32 = 4;

@@ -19,7 +19,7 @@ pub use pod::{LocalPod, PodEntry, PodFlags, SavedSettings};
 
 /// Version of every shared layout; part of each pin's file name, so that an agent never adopts
 /// maps of another layout.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Port of the outbound listener inside each pod's network namespace.
 pub const PORT_OUTBOUND: u16 = 15001;
@@ -51,7 +51,7 @@ pub const LEGS_MAX: u32 = 262_144;
 /// Listening sockets registered for steering: kinds per slot times slots.
 pub const SOCKETS_MAX: u32 = PODS_MAX * SocketKind::PER_SLOT;
 /// Bytes of the event ring (a power of two, in whole pages).
-pub const EVENTS_BYTES: u32 = 1 << 20;
+pub const EVENTS_BYTES: u32 = 1 << 19;
 
 /// A pod is served only while the agent's heartbeat is younger than this. Generous, because a
 /// holder process keeps the listeners while a killed agent is replaced.

@@ -13,11 +13,11 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use mesh_common::{
-    Address, Counter, Event, EventKind, Families, Flow, FlowKey, PodEntry, SocketRole, SocketState,
-    listen_families, listen_key,
+    Address, Counter, Event, EventKind, Families, Flow, FlowKey, MESH_MARK, PodEntry, SocketRole,
+    SocketState, VerdictAction, VerdictKey, listen_families, listen_key,
 };
 
-use crate::maps::{FLOWS, LEGS, LISTEN, PODS, ROLES, count, raw, tell, tell_later};
+use crate::maps::{FLOWS, LEGS, LISTEN, PODS, ROLES, count, raw, tell, tell_later, verdict};
 use crate::note::note;
 
 const OP_TCP_CONNECT: u32 = 3;
@@ -47,30 +47,41 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
 /// packet of his arrives.
 #[inline(always)]
 fn opened(ops: *mut bpf_sock_ops) {
-    let Some(state) = role_of(ops) else { return };
-    if state.role != SocketRole::LEG && state.role != SocketRole::BYPASS {
-        return;
-    }
-    // SAFETY: the helpers take this program's own context, or nothing.
-    let (netns_cookie, socket_cookie, opened_ns) =
-        unsafe { (bpf_get_netns_cookie(ops.cast()), bpf_get_socket_cookie(ops.cast()), bpf_ktime_get_ns()) };
+    // SAFETY: the helper takes this program's own context.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ops.cast()) };
     let Some(pod) = pod_of(netns_cookie) else { return };
-    let flow = Flow { netns_cookie, socket_cookie, opened_ns, slot: pod.slot, role: state.role };
     let key = key_of(ops);
-    // A route may have given the socket another source than the pod's; unfiled, it arrives as a stranger's.
-    if state.role == SocketRole::BYPASS && !pod.address4.same(&key.local) && !pod.address6.same(&key.local) {
-        return;
-    }
-    let filed = if state.role == SocketRole::LEG {
-        LEGS.insert(&key, &flow, ANY)
-    } else {
-        FLOWS.insert(&key, &flow, ANY)
+    let role = match role_of(ops) {
+        Some(state) if state.role == SocketRole::LEG => SocketRole::LEG,
+        Some(_) => return,
+        None if is_bypass(ops, pod, netns_cookie, &key) => SocketRole::BYPASS,
+        None => return,
     };
+    // SAFETY: the helpers take this program's own context, or nothing.
+    let (socket_cookie, opened_ns) = unsafe { (bpf_get_socket_cookie(ops.cast()), bpf_ktime_get_ns()) };
+    let flow = Flow { netns_cookie, socket_cookie, opened_ns, slot: pod.slot, role };
+    let filed =
+        if role == SocketRole::LEG { LEGS.insert(&key, &flow, ANY) } else { FLOWS.insert(&key, &flow, ANY) };
     if filed.is_err() {
         count(Counter::FlowsFull);
         return;
     }
     watch_state(ops);
+}
+
+/// An application's own connection that `connect` did not send to the agent, from the pod's own address and with a
+/// verdict that lets it pass. A route may have given the socket another source than the pod's: unfiled, it arrives
+/// as a stranger's.
+#[inline(always)]
+fn is_bypass(ops: *mut bpf_sock_ops, pod: &PodEntry, netns_cookie: u64, key: &FlowKey) -> bool {
+    // SAFETY: context field reads, null is checked for.
+    let captured = unsafe {
+        let socket = (*ops).__bindgen_anon_2.sk;
+        socket.is_null() || (*socket).mark == MESH_MARK
+    };
+    !captured
+        && (pod.address4.same(&key.local) || pod.address6.same(&key.local))
+        && verdict(&VerdictKey::new(netns_cookie, key.remote, key.remote_port)) == Some(VerdictAction::BYPASS)
 }
 
 #[inline(always)]
@@ -117,15 +128,17 @@ fn changed(ops: *mut bpf_sock_ops) {
     if new != STATE_CLOSE {
         return;
     }
-    let Some(state) = role_of(ops) else { return };
     let key = key_of(ops);
-    match state.role {
-        SocketRole::LISTENER if old == STATE_LISTEN => stopped(ops, &key, state.epoch),
-        SocketRole::LEG => {
+    match role_of(ops) {
+        Some(state) if state.role == SocketRole::LISTENER && old == STATE_LISTEN => {
+            stopped(ops, &key, state.epoch);
+        }
+        Some(state) if state.role == SocketRole::LEG => {
             let _ = LEGS.remove(&key);
         }
-        SocketRole::BYPASS => closed(ops, &key, old),
-        _ => {}
+        Some(_) => {}
+        // Only flows that were filed are watched.
+        None => closed(ops, &key, old),
     }
 }
 

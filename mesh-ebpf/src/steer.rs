@@ -90,12 +90,12 @@ fn is_mesh_port(port: u16) -> bool {
 #[inline(always)]
 fn is_known(key: &FlowKey, slot: u32) -> bool {
     // SAFETY: the map is not preallocated: an element is freed only after the programs that run now.
-    if let Some(leg) = unsafe { LEGS.get(key) } {
-        return leg.slot == slot;
+    if let Some(flow) = unsafe { FLOWS.get(key) } {
+        let asked = VerdictKey::new(flow.netns_cookie, key.remote, key.remote_port);
+        return verdict(&asked) == Some(VerdictAction::BYPASS);
     }
     // SAFETY: as above.
-    let Some(flow) = (unsafe { FLOWS.get(key) }) else { return false };
-    verdict(&VerdictKey::new(flow.netns_cookie, key.remote, key.remote_port)) == Some(VerdictAction::BYPASS)
+    unsafe { LEGS.get(key) }.is_some_and(|leg| leg.slot == slot)
 }
 
 #[inline(always)]

@@ -281,7 +281,13 @@ pub(crate) fn accept_within(enrolled: &Enrolled, kind: Kind, patience: Duration)
 
 /// What the agent does for an inbound connection: a leg with the client's address.
 pub(crate) fn leg(handle: &CaptureHandle, enrolled: &Enrolled, accepted: &Accepted) -> io::Result<TcpStream> {
-    let socket = sock::leg_socket(&enrolled.netns, accepted.peer.ip(), accepted.local, fastrand::u64(..))?;
+    // A listener of the pod may have the port: then another does, as for the agent.
+    let socket = loop {
+        match sock::leg_socket(&enrolled.netns, accepted.peer.ip(), accepted.local, fastrand::u64(..)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            other => break other?,
+        }
+    };
     handle.mark_leg(&socket)?;
     socket.set_nonblocking(false)?;
     socket.connect_timeout(&accepted.local.into(), PATIENCE)?;

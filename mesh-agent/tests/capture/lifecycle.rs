@@ -41,7 +41,7 @@ fn shutdown_leaves_no_pin_rule_route_setting_or_listener() {
     let enrolled = agent.enrol(&pod);
     assert_ne!(state(&pod.space), before);
     assert_eq!(TUNED.map(|name| pod.space.sysctl(name)), ["1", "1", "1", "1"]);
-    assert!(agent.dir.join("connect4_v1").exists());
+    assert!(agent.dir.join(format!("connect4_v{}", mesh_common::ABI_VERSION)).exists());
     agent.shutdown();
     drop(enrolled);
     assert_eq!(state(&pod.space), before);
