@@ -24,12 +24,16 @@ use crate::stage::{Pair, Stage, Way};
 const USAGE: &str = "usage: mesh-bench [bypass|tunnel] [--with-envoy] [--rounds N] [--seconds S] [--json]\n\n  \
      bypass        only the same node\n  tunnel        only across nodes\n  --with-envoy  an Envoy TCP pair with mutual \
      TLS in the same rounds (NODEMESH_ENVOY names the program)\n  --rounds N    rounds to keep (default 5)\n  \
-     --seconds S   length of one measurement (default 2)\n  --json        print the figures as JSON";
+     --seconds S   length of one measurement (default 2)\n  --json        print the figures as JSON\n\n\
+     for a profiler:\n  --work W      only requests, one, connections, up or down\n  --only WAY    only direct or mesh, \
+     once; prints rate and CPU time per unit";
 
 /// A round in which others took more of the machine than this is measured again.
 const FOREIGN_MAX: f64 = 0.05;
 /// Rounds measured at most, for each that is to be kept.
 const TRIES: usize = 2;
+/// Parts that a measurement is cut into, so that the ways take turns within a round.
+const SLICES: u32 = 4;
 /// Connections opened at a time where new connections are counted.
 const OPENING: usize = 8;
 const IDLE_CONNECTIONS: usize = 1000;
@@ -53,6 +57,10 @@ struct Options {
     bypass: bool,
     tunnel: bool,
     envoy: bool,
+    /// What is measured, in this order.
+    works: Vec<Work>,
+    /// Measure this way alone, and compare nothing.
+    only: Option<Way>,
     rounds: usize,
     length: Duration,
     json: bool,
@@ -66,6 +74,19 @@ struct Sample {
     /// The proxies' part of it: the agents', or Envoy's.
     proxy_seconds: f64,
     foreign: f64,
+}
+
+impl Sample {
+    /// Slices of one length as one sample; none for none.
+    fn together(slices: &[Self]) -> Option<Self> {
+        let mean = |of: fn(&Self) -> f64| slices.iter().map(of).sum::<f64>() / slices.len() as f64;
+        (!slices.is_empty()).then(|| Self {
+            rate: mean(|slice| slice.rate),
+            cpu_seconds: mean(|slice| slice.cpu_seconds),
+            proxy_seconds: mean(|slice| slice.proxy_seconds),
+            foreign: mean(|slice| slice.foreign),
+        })
+    }
 }
 
 /// The samples of one work in one round.
@@ -112,6 +133,8 @@ fn options(words: impl Iterator<Item = String>) -> Result<Option<Options>> {
         bypass: true,
         tunnel: true,
         envoy: false,
+        works: WORKS.to_vec(),
+        only: None,
         rounds: 5,
         length: Duration::from_secs(2),
         json: false,
@@ -130,6 +153,8 @@ fn options(words: impl Iterator<Item = String>) -> Result<Option<Options>> {
             "tunnel" => options.bypass = false,
             "--with-envoy" => options.envoy = true,
             "--json" => options.json = true,
+            "--work" => options.works = vec![work(words.next().as_deref())?],
+            "--only" => options.only = Some(way(words.next().as_deref())?),
             "--rounds" => options.rounds = number()? as usize,
             "--seconds" => options.length = Duration::from_secs_f64(number()?),
             "-h" | "--help" => return Ok(None),
@@ -137,6 +162,25 @@ fn options(words: impl Iterator<Item = String>) -> Result<Option<Options>> {
         }
     }
     Ok(Some(options))
+}
+
+fn work(word: Option<&str>) -> Result<Work> {
+    Ok(match word {
+        Some("requests") => Work::Requests(32),
+        Some("one") => Work::Requests(1),
+        Some("connections") => Work::Connections,
+        Some("up") => Work::Upload,
+        Some("down") => Work::Download,
+        _ => bail!("--work is requests, one, connections, up or down"),
+    })
+}
+
+fn way(word: Option<&str>) -> Result<Way> {
+    match word {
+        Some("direct") => Ok(Way::Direct),
+        Some("mesh") => Ok(Way::Mesh),
+        _ => bail!("--only is direct or mesh"),
+    }
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -149,7 +193,14 @@ fn run(options: &Options) -> Result<()> {
             continue;
         }
         stage.check_path(pair)?;
+        if let Some(way) = options.only {
+            alone(&stage, pair, way, options)?;
+            continue;
+        }
         measure(&stage, pair, options, &mut report)?;
+    }
+    if options.only.is_some() {
+        return Ok(());
     }
     report.resident_loaded = stage.resident()?;
     if options.tunnel {
@@ -159,14 +210,29 @@ fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// One way by itself, so that a profiler sees nothing else.
+fn alone(stage: &Stage, pair: Pair, way: Way, options: &Options) -> Result<()> {
+    for work in &options.works {
+        let sample = one(stage, pair, *work, way, options.length)?;
+        println!(
+            "{pair:?} {way:?} {work:?}: {:.0}/s, {:.1} us of CPU per unit, {:.1} of them the agents'",
+            sample.rate,
+            sample.cpu_seconds * 1e6,
+            sample.proxy_seconds * 1e6
+        );
+    }
+    Ok(())
+}
+
 /// All works of one pair, round after round.
 fn measure(stage: &Stage, pair: Pair, options: &Options, report: &mut Report) -> Result<()> {
     let ways = stage.ways(pair);
-    let mut rows: Vec<Row> = WORKS.iter().map(|work| Row::new(pair, *work)).collect();
-    for work in WORKS {
+    let works = &options.works;
+    let mut rows: Vec<Row> = works.iter().map(|work| Row::new(pair, *work)).collect();
+    for work in works {
         // Tunnels, certificates and caches of all sides are warm before anything counts.
         for way in &ways {
-            one(stage, pair, work, *way, Duration::from_millis(200))?;
+            one(stage, pair, *work, *way, Duration::from_millis(200))?;
         }
     }
     let mut kept = 0;
@@ -174,7 +240,7 @@ fn measure(stage: &Stage, pair: Pair, options: &Options, report: &mut Report) ->
         if kept == options.rounds {
             break;
         }
-        let samples = WORKS
+        let samples = works
             .iter()
             .map(|work| {
                 let mut turn = ways.clone();
@@ -199,8 +265,8 @@ fn measure(stage: &Stage, pair: Pair, options: &Options, report: &mut Report) ->
             }
         }
     }
-    for (row, work) in rows.iter_mut().zip(WORKS) {
-        match calls(stage, pair, work, options.length) {
+    for (row, work) in rows.iter_mut().zip(works) {
+        match calls(stage, pair, *work, options.length) {
             Ok(calls) => row.calls = Some(calls),
             Err(error) => eprintln!("no system calls counted: {error:#}"),
         }
@@ -209,13 +275,21 @@ fn measure(stage: &Stage, pair: Pair, options: &Options, report: &mut Report) ->
     Ok(())
 }
 
-/// One work by every way, in this order.
+/// One work by every way, in this order and back again, slice after slice: what drifts on the machine meets all alike.
 fn in_turn(stage: &Stage, pair: Pair, work: Work, turn: &[Way], length: Duration) -> Result<Samples> {
-    let mut found = [None; 3];
-    for way in turn {
-        found[*way as usize] = Some(one(stage, pair, work, *way, length)?);
+    let mut found = [const { Vec::new() }; 3];
+    for slice in 0..SLICES {
+        let mut order = turn.to_vec();
+        if slice % 2 == 1 {
+            order.reverse();
+        }
+        for way in order {
+            found[way as usize].push(one(stage, pair, work, way, length / SLICES)?);
+        }
     }
-    let [Some(direct), Some(mesh), envoy] = found else { bail!("a way was left out") };
+    let [Some(direct), Some(mesh), envoy] = found.map(|slices| Sample::together(&slices)) else {
+        bail!("a way was left out")
+    };
     Ok(Samples { direct, mesh, envoy })
 }
 
