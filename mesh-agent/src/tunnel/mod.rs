@@ -14,6 +14,7 @@ mod pool;
 mod request;
 mod server;
 mod stream;
+mod validity;
 
 use std::time::Duration;
 
