@@ -382,6 +382,7 @@ impl Agent {
             }
         }
         self.servers.stop();
+        self.workers.iter().for_each(WorkerHandle::end);
         for worker in self.workers {
             worker.stop();
         }
