@@ -225,6 +225,8 @@ async fn run(
     });
     let mut accepting: HashMap<WorkloadId, Vec<Accepting>> = HashMap::new();
     let mut look = tokio::time::interval(IDLE_LOOK);
+    // It is asked for nothing until the drain: what it missed by then must not come all at once.
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let command = tokio::select! {
             command = inbox.recv() => command,
