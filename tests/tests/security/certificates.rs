@@ -70,8 +70,8 @@ fn other_ca(dir: &std::path::Path) -> Result<Authority> {
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
     let cert = params.self_signed(&key)?;
-    std::fs::write(dir.join("ca-key.pem"), key.serialize_pem())?;
-    std::fs::write(dir.join("ca-cert.pem"), cert.pem())?;
+    fs::write(dir.join("ca-key.pem"), key.serialize_pem())?;
+    fs::write(dir.join("ca-cert.pem"), cert.pem())?;
     Authority::of(dir)
 }
 
@@ -109,13 +109,13 @@ fn a_server_of_another_identity_is_refused() -> Result<()> {
     // Node-b's agent is told another account for the pod: its certificate is another one than node-a expects.
     let mesh = Mesh::with("wrong identity", true, |lab| {
         let dir = lab.dir().join("other-manifests");
-        std::fs::create_dir(&dir)?;
-        for entry in std::fs::read_dir(lab.manifests().dir())? {
+        fs::create_dir(&dir)?;
+        for entry in fs::read_dir(lab.manifests().dir())? {
             let entry = entry?;
-            let text = std::fs::read_to_string(entry.path())?;
+            let text = fs::read_to_string(entry.path())?;
             let text =
                 text.replace("\"serviceAccountName\": \"far\"", "\"serviceAccountName\": \"impostor\"");
-            std::fs::write(dir.join(entry.file_name()), text)?;
+            fs::write(dir.join(entry.file_name()), text)?;
         }
         Ok([AgentSpec::default(), AgentSpec { manifests: Some(dir), ..AgentSpec::default() }])
     })?;
