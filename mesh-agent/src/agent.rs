@@ -3,6 +3,7 @@
 //! Called by `main`.
 
 mod drain;
+mod flows;
 mod judge;
 mod pods;
 mod servers;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use self::flows::Flows;
 use self::pods::Pods;
 use self::servers::Servers;
 use self::succession::Succession;
@@ -247,7 +249,7 @@ impl Agent {
         if self.capture.claim() && !self.succession.frozen().get() {
             self.pods.release_drained(&mut self.capture, &self.shared.connections);
         }
-        if self.behind {
+        if self.behind || self.pods.any_vanished() {
             self.catch_up().await?;
         } else if !self.pods.pending.is_empty() {
             self.reconcile().await?;
@@ -270,6 +272,8 @@ impl Agent {
         let world = self.shared.store.load();
         let changes = self.pods.reconcile(&world, &mut self.capture, &self.shared, &self.workers).await?;
         self.behind |= changes.unfinished;
+        let ended = self.flows().end_of(&changes.departed);
+        self.note_flows(ended);
         // The verdicts before anything that may take time: they are what policy is for flows of this node.
         self.publish_verdicts();
         self.succession.keep(&self.pods, &changes).await;
@@ -317,26 +321,20 @@ impl Agent {
 
     /// Cuts the bypassed flows that the current snapshot does not allow.
     fn judge_flows(&mut self) {
-        let world = self.shared.store.load();
-        let flows = match self.shared.capture.flows() {
-            Ok(flows) => flows,
+        let judged = self.flows().judge();
+        self.note_flows(judged);
+    }
+
+    fn flows(&self) -> Flows<'_> {
+        Flows { shared: &self.shared, pods: &self.pods, view: &self.view }
+    }
+
+    /// What could not be ended, or not be looked at, is tried again.
+    fn note_flows(&mut self, done: Result<bool, CaptureError>) {
+        match done {
+            Ok(done) => self.behind |= !done,
             Err(error) => {
                 tracing::warn!(%error, "the bypassed flows cannot be judged; trying again");
-                self.behind = true;
-                return;
-            }
-        };
-        for flow in flows {
-            let owner = self.pods.attached.iter().find(|(_, attached)| attached.pod.cookie == flow.opener);
-            let Some((id, attached)) = owner else { continue };
-            let source = world.workload(id).map(Arc::as_ref);
-            if judge::flow_allowed(&world, source, &flow) {
-                continue;
-            }
-            tracing::info!(source = %id, from = %flow.local, to = %flow.remote, "bypassed flow cut: policy changed");
-            self.view.flow_cut(&flow);
-            if let Err(error) = self.shared.capture.destroy(&attached.pod.netns, &flow) {
-                tracing::warn!(from = %flow.local, to = %flow.remote, %error, "a bypassed flow could not be cut; trying again");
                 self.behind = true;
             }
         }
@@ -384,6 +382,7 @@ impl Agent {
             }
         }
         self.servers.stop();
+        self.workers.iter().for_each(WorkerHandle::end);
         for worker in self.workers {
             worker.stop();
         }

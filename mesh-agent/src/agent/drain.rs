@@ -11,6 +11,8 @@ use super::judge;
 
 /// How often the drain looks whether the last connection has gone.
 const POLL: Duration = Duration::from_millis(20);
+/// How long handshakes and goodbyes of tunnels may take once no connection is left: what a handshake is given.
+const TUNNELS_GRACE: Duration = Duration::from_secs(10);
 /// How long connections that were cut at the deadline may take to say so to both sides.
 const CUT_GRACE: Duration = Duration::from_millis(500);
 
@@ -28,7 +30,7 @@ pub(super) async fn drain(
         }
     }
     let all_gone = tokio::select! {
-        gone = gone_within(shared, deadline) => gone,
+        gone = gone_within(shared, workers, deadline) => gone,
         () = hurry => false,
     };
     if !all_gone {
@@ -38,20 +40,29 @@ pub(super) async fn drain(
     }
 }
 
-/// Looks twice: what a worker has just accepted is in the table a moment later.
-async fn gone_within(shared: &Shared, limit: Duration) -> bool {
+/// Asks the workers as well as the table: what they have accepted is in the table only a moment later, a tunnel
+/// that is being set up brings its first connection after that, and one whose last connection has ended may
+/// still have its last bytes to send.
+async fn gone_within(shared: &Shared, workers: &[WorkerHandle], limit: Duration) -> bool {
     let end = Instant::now() + limit;
     let mut judged = shared.store.load().version;
-    let mut empty_before = false;
+    let mut empty_since = None;
     loop {
         let empty = shared.connections.is_empty();
-        if empty && empty_before {
-            return true;
+        if !empty {
+            empty_since = None;
+        } else {
+            let since = *empty_since.get_or_insert_with(Instant::now);
+            if all_idle(workers).await && shared.connections.is_empty() {
+                return true;
+            }
+            if since.elapsed() >= TUNNELS_GRACE {
+                return true;
+            }
         }
         if Instant::now() >= end {
             return empty;
         }
-        empty_before = empty;
         tokio::time::sleep(POLL).await;
         let version = shared.store.load().version;
         if version != judged {
@@ -59,6 +70,16 @@ async fn gone_within(shared: &Shared, limit: Duration) -> bool {
             judge::cut_forbidden(shared);
         }
     }
+}
+
+/// Whether every worker has become idle within a moment.
+async fn all_idle(workers: &[WorkerHandle]) -> bool {
+    let all = async {
+        for worker in workers {
+            worker.idle().await;
+        }
+    };
+    tokio::time::timeout(POLL, all).await.is_ok()
 }
 
 async fn cut_ones_gone(connections: &ConnectionTable) {

@@ -55,17 +55,17 @@ pub(super) fn still_allowed(world: &World, meta: &ConnMeta) -> Option<Reason> {
     (!judge(world, destination, &facts).allowed).then_some(Reason::PolicyChanged)
 }
 
-/// Whether a bypassed flow may go on under `world`.
-pub(super) fn flow_allowed(world: &World, source: Option<&Workload>, flow: &LiveFlow) -> bool {
+/// Whether a bypassed flow must end under `world`, and why. `source` is none where its opener's pod is gone.
+pub(super) fn flow_forbidden(world: &World, source: Option<&Workload>, flow: &LiveFlow) -> Option<Reason> {
     let (Some(source), Some(destination)) = (source, world.workload_at(flow.remote.ip())) else {
-        return false;
+        return Some(Reason::WorkloadGone);
     };
     if !destination.enrolled {
-        return true;
+        return None;
     }
     let facts =
         ConnFacts { peer: Some(&source.identity), source_ip: flow.local.ip(), destination: flow.remote };
-    judge(world, destination, &facts).allowed
+    (!judge(world, destination, &facts).allowed).then_some(Reason::PolicyChanged)
 }
 
 /// The whole table of verdicts for the pods of this node: every pair, every listening port, up to `max`;

@@ -2,6 +2,10 @@
 //! that cannot be attached yet. Never: touches a connection. Called by `agent`'s control loop.
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,12 +39,32 @@ pub(super) struct Attached {
     set: Arc<ListenerSet>,
 }
 
+impl Attached {
+    pub(super) fn addresses(&self) -> &[IpAddr] {
+        &self.attachment.addresses
+    }
+
+    /// Whether the file that named the pod's namespace names it no more. The agent's own descriptor keeps the
+    /// namespace alive, so the kernel cannot have given its number to another.
+    fn vanished(&self) -> bool {
+        !names(&self.attachment.netns, &self.pod.netns)
+    }
+}
+
+/// A pod that is not there any more, with the way to its end of what is still open.
+pub(super) struct Departed {
+    pub(super) pod: Arc<LocalPod>,
+    pub(super) addresses: Vec<IpAddr>,
+}
+
 /// What one reconciliation changed.
 #[derive(Default)]
 pub(super) struct Changes {
     pub(super) attached: Vec<WorkloadId>,
     /// Pod and namespace cookie, as listener sets are named.
     pub(super) withdrawn: Vec<(String, u64)>,
+    /// Those of the withdrawn that did not just leave the mesh but are gone, or another pod by now.
+    pub(super) departed: Vec<Departed>,
     /// Something is left to do: the next tick tries again.
     pub(super) unfinished: bool,
 }
@@ -104,7 +128,7 @@ impl Pods {
         let gone: Vec<WorkloadId> = self
             .attached
             .iter()
-            .filter(|(id, attached)| wanted.get(*id).is_none_or(|wanted| moved(wanted, &attached.attachment)))
+            .filter(|(id, attached)| wanted.get(*id).is_none_or(|wanted| moved(wanted, attached)))
             .map(|(id, _)| id.clone())
             .collect();
         for id in gone {
@@ -112,7 +136,14 @@ impl Pods {
                 changes.unfinished = true;
                 break;
             }
-            changes.withdrawn.extend(self.withdraw(&id, capture, workers).await?);
+            let Some(attached) = self.withdraw(&id, capture, workers).await? else { continue };
+            changes.withdrawn.push((attached.set.pod.clone(), attached.set.cookie));
+            let here = world.workload(&id).filter(|workload| *workload.node == *shared.node);
+            let same = |now: PodAttachment| !moved(&now, &attached);
+            if !here.and_then(|workload| attachment(world, workload)).is_some_and(same) {
+                let Attached { pod, attachment, .. } = attached;
+                changes.departed.push(Departed { pod, addresses: attachment.addresses });
+            }
         }
         self.pending.retain(|id, _| wanted.contains_key(id));
         for (id, attachment) in wanted {
@@ -165,7 +196,8 @@ impl Pods {
         let ids: Vec<WorkloadId> = self.attached.keys().cloned().collect();
         let mut withdrawn = Vec::with_capacity(ids.len());
         for id in ids {
-            withdrawn.extend(self.withdraw(&id, capture, workers).await?);
+            let attached = self.withdraw(&id, capture, workers).await?;
+            withdrawn.extend(attached.map(|attached| (attached.set.pod.clone(), attached.set.cookie)));
         }
         Ok(withdrawn)
     }
@@ -175,7 +207,7 @@ impl Pods {
         id: &WorkloadId,
         capture: &mut Capture,
         workers: &[WorkerHandle],
-    ) -> anyhow::Result<Option<(String, u64)>> {
+    ) -> anyhow::Result<Option<Attached>> {
         let Some(attached) = self.attached.remove(id) else { return Ok(None) };
         // Kernel first, then the listeners: what is steered to a listener must find it served.
         if let Err(error) = capture.withdraw(id) {
@@ -186,13 +218,20 @@ impl Pods {
         }
         self.leaving.insert(id.clone());
         tracing::info!(pod = %id, "withdrawn from the mesh");
-        Ok(Some((attached.set.pod.clone(), attached.set.cookie)))
+        Ok(Some(attached))
+    }
+
+    /// Whether a pod's namespace went while its object stays: a pod that crashed tells nobody.
+    pub(super) fn any_vanished(&self) -> bool {
+        !self.frozen.get() && self.attached.values().any(Attached::vanished)
     }
 
     /// Tells the kernel what has changed about an attached pod. Returns whether that went well.
     fn refresh(&mut self, id: &WorkloadId, attachment: PodAttachment, capture: &mut Capture) -> bool {
         let Some(attached) = self.attached.get_mut(id) else { return true };
         if attached.attachment.fail_closed == attachment.fail_closed {
+            // The same namespace may have another name now.
+            attached.attachment = attachment;
             return true;
         }
         if let Err(error) = capture.set_fail_closed(id, attachment.fail_closed) {
@@ -343,8 +382,21 @@ fn attachment(world: &World, workload: &Workload) -> Option<PodAttachment> {
 }
 
 /// Whether the pod must be attached anew: another namespace or other addresses.
-fn moved(wanted: &PodAttachment, attached: &PodAttachment) -> bool {
-    wanted.netns != attached.netns || wanted.addresses != attached.addresses
+fn moved(wanted: &PodAttachment, attached: &Attached) -> bool {
+    wanted.addresses != attached.attachment.addresses || !names(&wanted.netns, &attached.pod.netns)
+}
+
+/// Whether the file names this namespace. A file that cannot be looked at says nothing against it, one that is not
+/// there does.
+fn names(path: &Path, netns: &NetNs) -> bool {
+    let known = match nix::sys::stat::fstat(netns.as_fd()) {
+        Ok(known) => known,
+        Err(_) => return true,
+    };
+    match std::fs::metadata(path) {
+        Ok(found) => (found.dev(), found.ino()) == (known.st_dev, known.st_ino),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
 }
 
 /// The same listeners once more, under descriptors of their own.

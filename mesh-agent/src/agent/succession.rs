@@ -264,7 +264,7 @@ impl Succession {
         let everything = Changes {
             attached: pods.attached.keys().cloned().collect(),
             withdrawn: kept.into_iter().filter(|set| !known(set)).map(|set| (set.pod, set.cookie)).collect(),
-            unfinished: false,
+            ..Changes::default()
         };
         self.keep(pods, &everything).await;
         if self.holder.is_some() {

@@ -43,7 +43,7 @@ pub(super) struct NodeView {
     state: AtomicU8,
     pods: RwLock<BTreeMap<WorkloadId, PodState>>,
     /// Bypassed flows that the agent cut, by the opener's address: their end has a reason.
-    cut: Mutex<Vec<(SocketAddr, SocketAddr)>>,
+    cut: Mutex<Vec<(SocketAddr, SocketAddr, Reason)>>,
 }
 
 impl NodeView {
@@ -93,10 +93,10 @@ impl NodeView {
     }
 
     /// Remembers that a flow was cut, until the kernel reports its end.
-    pub(super) fn flow_cut(&self, flow: &LiveFlow) {
+    pub(super) fn flow_cut(&self, flow: &LiveFlow, reason: Reason) {
         let mut cut = self.cut.lock();
         if cut.len() < CUT_FLOWS_MAX {
-            cut.push((flow.local, flow.remote));
+            cut.push((flow.local, flow.remote, reason));
         }
     }
 
@@ -104,11 +104,8 @@ impl NodeView {
     pub(super) fn flow_closed(&self, closed: &ClosedFlow) {
         let meta = self.bypass_meta(closed.opener, closed.local, closed.remote);
         let mut cut = self.cut.lock();
-        let found = cut.iter().position(|flow| *flow == (closed.local, closed.remote));
-        let reason = found.map(|index| {
-            cut.swap_remove(index);
-            Reason::PolicyChanged
-        });
+        let found = cut.iter().position(|(from, to, _)| (*from, *to) == (closed.local, closed.remote));
+        let reason = found.map(|index| cut.swap_remove(index).2);
         drop(cut);
         self.shared.connections.record_bypassed(&BypassedFlow {
             meta,

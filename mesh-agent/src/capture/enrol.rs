@@ -280,15 +280,15 @@ pub(super) fn withdraw(capture: &mut Capture, id: &WorkloadId) -> Result<(), Cap
         maps.pods.set(&cookie, &entry).map_err(access("PODS"))?;
     }
     object::detach(&steer_pin(capture, slot))?;
-    for address in addresses {
-        let key = Address::from(address).0;
+    for address in &addresses {
+        let key = Address::from(*address).0;
         // The address may belong to another pod by now.
         if maps.local.get(&key).map_err(access("LOCAL"))?.is_some_and(|local| local.cookie == cookie) {
             maps.local.remove(&key).map_err(access("LOCAL"))?;
         }
     }
     listeners::unregister(maps, slot)?;
-    capture.shared.forget_verdicts(cookie)?;
+    capture.shared.forget_verdicts(cookie, &addresses)?;
     maps.slots.set(&slot, &0).map_err(access("SLOTS"))
 }
 
@@ -333,6 +333,7 @@ pub(super) fn release(capture: &mut Capture, id: &WorkloadId) -> Result<(), Capt
         source,
     });
     listeners::forget(maps, record.slot).map_err(access("LISTEN"))?;
+    forget_legs(maps, record.cookie)?;
     maps.pods.remove(&record.cookie).map_err(access("PODS"))?;
     restored?
 }
@@ -345,6 +346,7 @@ pub(super) fn prune(capture: &mut Capture) -> Result<usize, CaptureError> {
         object::detach(&steer_pin(capture, entry.slot))?;
         listeners::unregister(maps, entry.slot)?;
         listeners::forget(maps, entry.slot).map_err(access("LISTEN"))?;
+        forget_legs(maps, *cookie)?;
         for (address, local) in maps.local.entries().map_err(access("LOCAL"))? {
             if local.cookie == *cookie {
                 maps.local.remove(&address).map_err(access("LOCAL"))?;
@@ -353,6 +355,18 @@ pub(super) fn prune(capture: &mut Capture) -> Result<usize, CaptureError> {
         maps.slots.set(&entry.slot, &0).map_err(access("SLOTS"))?;
     }
     Ok(inherited.len())
+}
+
+/// Forgets the legs into a pod whose relayed connections have ended. One whose socket still says goodbye would
+/// be taken for a leg into the next pod that has the slot and the address. Its bypassed flows stay: a pod that
+/// only left the mesh keeps them, and they are judged on.
+fn forget_legs(maps: &Maps, cookie: u64) -> Result<(), CaptureError> {
+    for (key, leg) in maps.legs.entries().map_err(access("LEGS"))? {
+        if leg.netns_cookie == cookie {
+            maps.legs.remove(&key).map_err(access("LEGS"))?;
+        }
+    }
+    Ok(())
 }
 
 fn netns_error(pod: &PodAttachment, source: std::io::Error) -> CaptureError {

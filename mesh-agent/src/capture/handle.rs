@@ -52,6 +52,13 @@ pub struct LiveFlow {
     socket_cookie: u64,
 }
 
+/// The namespaces at a flow's ends; none for an end whose pod is not known any more.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FlowEnds<'a> {
+    pub opener: Option<&'a NetNs>,
+    pub server: Option<&'a NetNs>,
+}
+
 /// Who opened a connection that the agent has accepted, where the kernel knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opener {
@@ -143,9 +150,35 @@ impl CaptureHandle {
         Ok(entries.len())
     }
 
-    /// Ends a bypassed flow; both its ends see a reset. `netns` is the opener's. Returns whether it still was.
-    pub fn destroy(&self, netns: &NetNs, flow: &LiveFlow) -> io::Result<bool> {
-        netns.run(|| sock_diag::destroy(flow.local, flow.remote, flow.socket_cookie))?
+    /// Ends a bypassed flow at both ends, in the namespaces of its pods as far as they are known, and forgets it.
+    /// Each end is named by itself: when a pod is taken away, the reset of the one may never reach the other.
+    /// Returns whether the flow still was.
+    pub fn destroy(&self, flow: &LiveFlow, ends: FlowEnds<'_>) -> io::Result<bool> {
+        let flows = &self.shared.maps.flows;
+        let key = FlowKey {
+            local: Address::from(flow.local.ip()),
+            remote: Address::from(flow.remote.ip()),
+            local_port: flow.local.port(),
+            remote_port: flow.remote.port(),
+        };
+        // Another flow may have the same addresses by now: at the server nothing else tells them apart.
+        let still = || -> io::Result<bool> {
+            Ok(flows.get(&key)?.is_some_and(|now| now.socket_cookie == flow.socket_cookie))
+        };
+        if !still()? {
+            return Ok(false);
+        }
+        if let Some(netns) = ends.opener {
+            netns.run(|| sock_diag::destroy(flow.local, flow.remote, Some(flow.socket_cookie)))??;
+        }
+        if let Some(netns) = ends.server {
+            netns.run(|| sock_diag::destroy(flow.remote, flow.local, None))??;
+        }
+        // The kernel forgets a flow when its opener's socket ends: not for one that it could not be told to end.
+        if still()? {
+            flows.remove(&key)?;
+        }
+        Ok(true)
     }
 
     /// Who opened the connection that was accepted from `peer` at `local`, if it was a pod of this node on an

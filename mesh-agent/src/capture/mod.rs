@@ -36,7 +36,7 @@ mod verdicts;
 
 pub use error::CaptureError;
 pub use events::{ClosedFlow, Event, Events};
-pub use handle::{CaptureHandle, LiveFlow, Opener, OpenerRole};
+pub use handle::{CaptureHandle, FlowEnds, LiveFlow, Opener, OpenerRole};
 #[cfg(feature = "ebpf-log")]
 pub use log::KernelLog;
 pub use verdicts::{KernelAction, VerdictChange};

@@ -2,7 +2,7 @@
 //! should hold; what differs from what does hold is written, withdrawals first.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use mesh_common::{Address, Setting, VERDICTS_MAX, Verdict, VerdictAction, VerdictKey};
 
@@ -114,11 +114,13 @@ impl CaptureHandle {
 }
 
 impl Shared {
-    /// Drops the verdicts about what a pod opens.
-    pub(super) fn forget_verdicts(&self, cookie: u64) -> Result<(), CaptureError> {
+    /// Drops the verdicts about what a pod opens and about what is opened to it: the next one with its address
+    /// may be another, and must not be reached by what was decided about this one.
+    pub(super) fn forget_verdicts(&self, cookie: u64, addresses: &[IpAddr]) -> Result<(), CaptureError> {
+        let addresses: Vec<Address> = addresses.iter().map(|address| Address::from(*address)).collect();
+        let of_the_pod = |key: &&VerdictKey| key.cookie == cookie || addresses.contains(&key.address);
         let mut installed = self.verdicts.lock();
-        let gone: Vec<VerdictKey> =
-            installed.verdicts.keys().filter(|key| key.cookie == cookie).copied().collect();
+        let gone: Vec<VerdictKey> = installed.verdicts.keys().filter(of_the_pod).copied().collect();
         for key in gone {
             self.maps.verdicts.remove(&key).map_err(access)?;
             installed.verdicts.remove(&key);

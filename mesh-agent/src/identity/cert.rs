@@ -117,6 +117,11 @@ impl WorkloadCert {
         self.not_after <= now
     }
 
+    /// The clock that its end is judged with.
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.parts.clock)
+    }
+
     /// The chain as sent to peers, leaf first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.parts.key.cert
@@ -135,7 +140,7 @@ impl fmt::Debug for WorkloadCert {
     }
 }
 
-fn time_of(unix_seconds: i64) -> SystemTime {
+pub(super) fn time_of(unix_seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(unix_seconds).unwrap_or(0))
 }
 

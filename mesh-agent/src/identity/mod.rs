@@ -19,7 +19,7 @@ pub use cert::WorkloadCert;
 pub use dir_ca::{BUNDLE_MAX_CERTS, DirCa};
 pub use error::{CertError, PeerError};
 pub use manager::{CertManager, CertSettings, CertState, CertStatus, IDENTITIES_MAX};
-pub use san::{certificate_identity, peer_identity};
+pub use san::{certificate_identity, peer_identity, peer_not_after};
 pub use tls::reason_of_tls_error;
 
 /// Where the wall clock comes from, so that expiry and rotation can be tested without waiting.

@@ -1,9 +1,12 @@
 //! Reads the one SPIFFE id out of a certificate. Strict: exactly one URI name (SPIFFE X.509-SVID, section 2).
 
+use std::time::SystemTime;
+
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::cert::time_of;
 use super::error::PeerError;
 use crate::model::Identity;
 
@@ -38,6 +41,16 @@ pub fn certificate_identity(der: &CertificateDer<'_>) -> Result<Identity, PeerEr
 
 /// The verified peer of a finished handshake.
 pub fn peer_identity(connection: &rustls::CommonState) -> Result<Identity, PeerError> {
-    let leaf = connection.peer_certificates().and_then(|chain| chain.first()).ok_or(PeerError::Missing)?;
-    certificate_identity(leaf)
+    certificate_identity(peer_leaf(connection)?)
+}
+
+/// When the certificate of the verified peer of a finished handshake ends.
+pub fn peer_not_after(connection: &rustls::CommonState) -> Result<SystemTime, PeerError> {
+    let (_, parsed) = X509Certificate::from_der(peer_leaf(connection)?)
+        .map_err(|error| PeerError::Unreadable(error.to_string()))?;
+    Ok(time_of(parsed.validity().not_after.timestamp()))
+}
+
+fn peer_leaf(connection: &rustls::CommonState) -> Result<&CertificateDer<'static>, PeerError> {
+    connection.peer_certificates().and_then(|chain| chain.first()).ok_or(PeerError::Missing)
 }

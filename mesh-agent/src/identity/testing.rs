@@ -20,6 +20,10 @@ impl ManualClock {
     pub(crate) fn advance(&self, by: Duration) {
         *self.0.lock() += by;
     }
+
+    pub(crate) fn time(&self) -> SystemTime {
+        *self.0.lock()
+    }
 }
 
 impl Clock for ManualClock {

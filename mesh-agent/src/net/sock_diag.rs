@@ -19,6 +19,8 @@ const REQUEST_BYTES: usize = 56;
 /// `struct inet_diag_msg`, before its attributes.
 const RECORD_BYTES: usize = 72;
 const STATE_LISTEN: u32 = 10;
+/// `INET_DIAG_NOCOOKIE` in both words.
+const NO_COOKIE: u64 = u64::MAX;
 
 /// A listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +44,11 @@ pub fn listeners() -> io::Result<Vec<Listener>> {
     Ok(found)
 }
 
-/// Aborts one connection: both its ends see a reset. `cookie` names the socket, so that another one which
-/// has taken the same addresses meanwhile is left alone. Returns whether it was still there.
-pub fn destroy(local: SocketAddr, remote: SocketAddr, cookie: u64) -> io::Result<bool> {
+/// Aborts one end of a connection; the other is sent a reset. `cookie` names the socket, so that another one
+/// which has taken the same addresses meanwhile is left alone; without one, whichever socket has the addresses
+/// is meant. Returns whether it was still there.
+pub fn destroy(local: SocketAddr, remote: SocketAddr, cookie: Option<u64>) -> io::Result<bool> {
+    let cookie = cookie.unwrap_or(NO_COOKIE);
     let family = if remote.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     if destroy_in(family, local, remote, cookie)? {
         return Ok(true);

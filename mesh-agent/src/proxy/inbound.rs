@@ -82,7 +82,7 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<LocalPod>, accepted: (Tcp
         }
     };
     let options = tunnel::ServeOptions::default();
-    if let Err(failure) = tunnel::serve(stream, cert.server_config(), options, handler, drain).await {
+    if let Err(failure) = tunnel::serve(stream, cert, options, handler, drain).await {
         tracing::warn!(pod = %pod.id, peer = %client, reason = %failure.reason, "tunnel refused: {}", failure.message);
     }
 }

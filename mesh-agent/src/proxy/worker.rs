@@ -30,6 +30,10 @@ use crate::world::WorldStore;
 const COMMAND_QUEUE: usize = 1024;
 /// Pause of an accept loop after the process ran out of descriptors: accepting again at once would spin.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// How often a draining worker looks whether it has nothing left to do.
+const IDLE_LOOK: Duration = Duration::from_millis(10);
+/// How long the tunnels of a worker that ends may take for what is still to be sent on them.
+const POOL_GOODBYE: Duration = Duration::from_millis(500);
 
 /// What every worker shares: read-mostly state, atomics, no lock on the path of a connection.
 pub struct Shared {
@@ -89,6 +93,7 @@ pub struct WorkerHandle {
     commands: mpsc::Sender<Command>,
     thread: Option<std::thread::JoinHandle<()>>,
     end: watch::Sender<bool>,
+    idle: watch::Receiver<bool>,
 }
 
 /// One worker's own state; lives on its thread.
@@ -165,12 +170,13 @@ impl WorkerHandle {
     pub fn start(index: usize, shared: Arc<Shared>) -> anyhow::Result<Self> {
         let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
         let (end, ended) = watch::channel(false);
+        let (tell_idle, idle) = watch::channel(false);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let local = LocalSet::new();
-            runtime.block_on(local.run_until(run(shared, inbox, ended)));
+            runtime.block_on(local.run_until(run(shared, inbox, ended, tell_idle)));
         })?;
-        Ok(Self { commands, thread: Some(thread), end })
+        Ok(Self { commands, thread: Some(thread), end, idle })
     }
 
     /// Hands a command over; an error means that the worker's thread is gone.
@@ -178,9 +184,22 @@ impl WorkerHandle {
         self.commands.send(command).await.map_err(|_gone| anyhow::anyhow!("a data-plane worker ended early"))
     }
 
-    /// Ends the worker; what is still connected is dropped.
-    pub fn stop(mut self) {
+    /// Completes when the worker has been told to drain and nothing that it accepted is left: no connection that
+    /// is not in the table yet, no handshake, no tunnel that says goodbye.
+    pub async fn idle(&self) {
+        // A worker that is gone does nothing any more.
+        let mut idle = self.idle.clone();
+        drop(idle.wait_for(|idle| *idle).await);
+    }
+
+    /// Tells the worker to end; [`WorkerHandle::stop`] waits until it has.
+    pub fn end(&self) {
         self.end.send_replace(true);
+    }
+
+    /// Ends the worker; what is still connected is dropped, and what tunnels have to say is sent first.
+    pub fn stop(mut self) {
+        self.end();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -189,7 +208,12 @@ impl WorkerHandle {
     }
 }
 
-async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>, mut ended: watch::Receiver<bool>) {
+async fn run(
+    shared: Arc<Shared>,
+    mut inbox: mpsc::Receiver<Command>,
+    mut ended: watch::Receiver<bool>,
+    idle: watch::Sender<bool>,
+) {
     let (drain, draining) = watch::channel(false);
     let worker = Rc::new(Worker {
         shared,
@@ -200,10 +224,18 @@ async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>, mut ended:
         random: RefCell::new(fastrand::Rng::new()),
     });
     let mut accepting: HashMap<WorkloadId, Vec<Accepting>> = HashMap::new();
+    let mut look = tokio::time::interval(IDLE_LOOK);
+    // It is asked for nothing until the drain: what it missed by then must not come all at once.
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let command = tokio::select! {
             command = inbox.recv() => command,
             _ = ended.wait_for(|ended| *ended) => None,
+            _ = look.tick(), if *drain.borrow() => {
+                // Whatever is accepted holds the worker from that moment on.
+                idle.send_replace(Rc::strong_count(&worker) == 1);
+                continue;
+            }
         };
         match command {
             Some(Command::Add { pod, listeners }) => {
@@ -217,7 +249,7 @@ async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>, mut ended:
                 accepting.drain().flat_map(|(_, tasks)| tasks).for_each(Accepting::leave);
                 drain.send_replace(true);
             }
-            None => return,
+            None => return worker.pool.close(POOL_GOODBYE).await,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -22,6 +22,7 @@ use super::pool::{OpenRequest, TunnelKey};
 use super::read_ahead::ReadAhead;
 use super::request::{connect_request, read_refusal};
 use super::stream::{Live, Stream, StreamGuard};
+use super::validity::Validity;
 use super::*;
 use crate::identity::WorkloadCert;
 
@@ -89,13 +90,22 @@ where
     if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err(Failure::new(Reason::TlsHandshake, format!("{address} did not agree on h2")));
     }
+    let validity = Validity::of(&cert, tls.get_ref().1)
+        .map_err(|error| Failure::new(Reason::PeerCertificate, error.to_string()))?;
+    // TLS counts whole seconds; dialling again in the one that is left would find the same certificate.
+    if validity.is_over() {
+        return Err(Failure::new(
+            Reason::PeerCertificate,
+            format!("the certificate of {address} has expired"),
+        ));
+    }
     tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER_BYTES));
     let io = Rc::new(IoState::default());
     let (send, connection) =
         builder().handshake(Coalesce::new(tls, Rc::clone(&io))).await.map_err(|error| {
             Failure::new(Reason::TunnelProtocol, format!("HTTP/2 to {address} failed: {error}"))
         })?;
-    let live = Live::new(io);
+    let live = Live::new(io, validity);
     Ok(Connected { tunnel: Tunnel { send, live, cert }, connection })
 }
 
@@ -117,17 +127,23 @@ fn builder() -> h2::client::Builder {
     builder
 }
 
-/// Runs a tunnel until it ends. `idle` is called when it has had no stream for long; dropping the tunnel there
-/// is what closes it.
+/// Runs a tunnel until it ends. `retire` is called when it has had no stream for long, or one of its certificates
+/// has ended; dropping the tunnel there is what closes it, once its streams have ended.
 pub(super) async fn drive(
     mut connection: ClientConnection,
     live: Rc<Live>,
     settings: TunnelSettings,
-    idle: impl Fn(),
+    retire: impl Fn(),
 ) {
     let mut keepalive = Keepalive::new(connection.ping_pong(), &settings);
     let mut windows = Windows::default();
+    let mut expiry = pin!(live.validity.ended(settings.keepalive_every));
+    let mut expired = false;
     let ended = poll_fn(|cx| {
+        if !expired && expiry.as_mut().poll(cx).is_ready() {
+            expired = true;
+            retire();
+        }
         windows.adjust(&live, |bytes| connection.set_initial_window_size(bytes).is_ok());
         let polled = Pin::new(&mut connection).poll(cx);
         live.peer_max.set(connection.max_concurrent_send_streams());
@@ -139,7 +155,7 @@ pub(super) async fn drive(
                 return Poll::Ready(Some(Reason::TunnelTimeout));
             }
             if live.streams.get() == 0 && live.last_used.get().elapsed() >= settings.idle_release {
-                idle();
+                retire();
             }
         }
         Poll::Pending
@@ -154,6 +170,7 @@ impl Tunnel {
     pub(super) fn enter(&self) -> Option<StreamGuard> {
         let limit = STREAMS_PER_TUNNEL.min(self.live.peer_max.get()).max(1);
         let free = !self.live.closed.get()
+            && !self.live.validity.is_over()
             && self.live.streams.get() < limit
             && self.live.opened.get() < STREAMS_EVER_PER_TUNNEL;
         free.then(|| self.live.enter())

@@ -15,6 +15,7 @@ mod read_ahead;
 mod request;
 mod server;
 mod stream;
+mod validity;
 
 use std::time::Duration;
 

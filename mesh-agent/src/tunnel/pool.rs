@@ -2,16 +2,17 @@
 //! Owns: which tunnel takes the next stream, single flight dialling, eviction. Never: crosses a worker.
 //! Called by `proxy::outbound`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::client::{self, Connected, OpenError, Tunnel};
 use super::stream::{Live, Stream, StreamGuard};
@@ -42,7 +43,8 @@ pub struct TunnelKey {
 #[derive(Clone, Debug)]
 pub struct OpenRequest {
     pub key: TunnelKey,
-    /// The source's certificate. A tunnel made with an earlier one takes no new streams.
+    /// The source's certificate. A tunnel made with an earlier one, or past the end of the peer's, takes no new
+    /// streams.
     pub cert: Arc<WorkloadCert>,
     /// The CONNECT authority: pod address and container port.
     pub target: SocketAddr,
@@ -65,6 +67,31 @@ pub struct Pool {
 struct Inner {
     settings: TunnelSettings,
     slots: RefCell<HashMap<TunnelKey, Slot>>,
+    driven: Rc<Driven>,
+}
+
+/// Tunnels that are not closed yet, whether the pool still offers them or not.
+#[derive(Default)]
+struct Driven {
+    count: Cell<usize>,
+    fewer: Notify,
+}
+
+/// One tunnel's place in that count.
+struct DrivenGuard(Rc<Driven>);
+
+impl DrivenGuard {
+    fn new(driven: &Rc<Driven>) -> Self {
+        driven.count.set(driven.count.get() + 1);
+        Self(Rc::clone(driven))
+    }
+}
+
+impl Drop for DrivenGuard {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get() - 1);
+        self.0.fewer.notify_one();
+    }
 }
 
 #[derive(Default)]
@@ -75,12 +102,12 @@ struct Slot {
 
 impl Pool {
     pub fn new(settings: TunnelSettings) -> Self {
-        Self { inner: Rc::new(Inner { settings, slots: RefCell::default() }) }
+        Self { inner: Rc::new(Inner { settings, slots: RefCell::default(), driven: Rc::default() }) }
     }
 
-    /// Opens a stream on a tunnel that has room, or on a new one over what `dial` gives; `dial` is called
-    /// again when the tunnel it gave was gone before its use, and not at all when another open dials the same peer. Returns when the peer has answered
-    /// 200. Bounded by the connect timeout up to the CONNECT; the wait for the answer is the caller's to bound.
+    /// Opens a stream on a tunnel that has room, or on a new one over what `dial` gives; `dial` is called again
+    /// when the tunnel it gave was gone before its use, and not at all when another open dials the same peer.
+    /// Returns when the peer has answered 200. Bounded by the connect timeout up to the CONNECT; the wait for the answer is the caller's to bound.
     /// Dropping the future cancels the stream, not the tunnel.
     pub async fn open<D, F>(&self, request: OpenRequest, mut dial: D) -> Result<Stream, Failure>
     where
@@ -89,6 +116,10 @@ impl Pool {
     {
         let mut gone = 0;
         loop {
+            // No tunnel that it opens could be used.
+            if request.cert.expired(request.cert.clock().now()) {
+                return Err(Failure::new(Reason::NoCertificate, "the workload's certificate has expired"));
+            }
             let Some((sender, guard)) = self.enter(&request) else {
                 self.wait_for_tunnel(&request, &mut dial).await?;
                 continue;
@@ -116,6 +147,21 @@ impl Pool {
             }
             keep
         });
+    }
+
+    /// Closes every tunnel as soon as it has sent what there is to send; gives up after `limit`. For the worker's
+    /// end: what its streams were told to send may still wait in the tunnels.
+    pub async fn close(&self, limit: Duration) {
+        self.retain(|_| false);
+        let driven = &self.inner.driven;
+        let gone = async {
+            while driven.count.get() > 0 {
+                driven.fewer.notified().await;
+            }
+        };
+        if tokio::time::timeout(limit, gone).await.is_err() {
+            tracing::debug!(tunnels = driven.count.get(), "tunnels did not close in time");
+        }
     }
 
     pub fn stats(&self) -> PoolStats {
@@ -184,16 +230,17 @@ async fn establish(
     let Some(inner) = pool.upgrade() else { return };
     let connected = inner.file(&key, result, &done);
     let settings = inner.settings;
+    let _driven = DrivenGuard::new(&inner.driven);
     // The pool must be able to go while its tunnels finish.
     drop(inner);
     let Some((connection, live)) = connected else { return };
-    let idle = || {
+    let retire = || {
         live.closed.set(true);
         if let Some(inner) = pool.upgrade() {
             inner.evict_closed(&key);
         }
     };
-    client::drive(connection, Rc::clone(&live), settings, idle).await;
+    client::drive(connection, Rc::clone(&live), settings, retire).await;
     if let Some(inner) = pool.upgrade() {
         inner.evict_closed(&key);
     }

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
 use http::{Request, Response};
-use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -22,8 +21,9 @@ use super::drive::{Keepalive, Look, Windows};
 use super::read_ahead::ReadAhead;
 use super::request::{read_connect, refusal};
 use super::stream::{Live, Stream, StreamError, StreamGuard};
+use super::validity::Validity;
 use super::*;
-use crate::identity::peer_identity;
+use crate::identity::{WorkloadCert, peer_identity};
 use crate::model::Identity;
 
 /// How to serve a tunnel.
@@ -88,10 +88,11 @@ impl Responder {
 
 /// Serves one accepted connection until the peer closes it. `handler` is called for each CONNECT and its future
 /// runs as a task of its own. When `drain` completes, the peer is told to open no further streams (GOAWAY) and
-/// this returns when the open ones have ended; dropping it instead resets them.
+/// this returns when the open ones have ended; dropping it instead resets them. The same happens by itself when one
+/// of the two certificates ends: no stream is opened past it, those that are open may finish.
 pub async fn serve<H, F, D>(
     tcp: TcpStream,
-    config: Arc<ServerConfig>,
+    cert: Arc<WorkloadCert>,
     options: ServeOptions,
     handler: H,
     drain: D,
@@ -102,7 +103,7 @@ where
     D: Future<Output = ()>,
 {
     let settings = options.settings;
-    let setup = tokio::time::timeout(settings.handshake_timeout, Box::pin(accept(tcp, config)));
+    let setup = tokio::time::timeout(settings.handshake_timeout, Box::pin(accept(tcp, cert)));
     let accepted = setup.await.map_err(|late| {
         Failure::new(Reason::TlsHandshake, format!("the peer did not finish its handshake: {late}"))
     })??;
@@ -116,6 +117,9 @@ where
     let dispatch = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
         receive(&template, &live, request, respond, &handler);
     };
+    let drain = async {
+        tokio::select! { () = drain => {}, () = live.validity.ended(settings.keepalive_every) => {} }
+    };
     run(connection, &live, settings, dispatch, drain).await?;
     Ok(ServerEnd { peer, streams: live.opened.get() })
 }
@@ -127,7 +131,7 @@ struct Accepted {
     live: Rc<Live>,
 }
 
-async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Accepted, Failure> {
+async fn accept(tcp: TcpStream, cert: Arc<WorkloadCert>) -> Result<Accepted, Failure> {
     let failed = |error: &std::io::Error| {
         let reason = match reason_of_io_error(error) {
             Reason::TunnelProtocol => Reason::TlsHandshake,
@@ -137,8 +141,10 @@ async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Accepted, F
     };
     let peer_addr = tcp.peer_addr().map_err(|error| failed(&error))?;
     tcp.set_nodelay(true).map_err(|error| failed(&error))?;
-    let mut tls =
-        TlsAcceptor::from(config).accept(ReadAhead::new(tcp)).await.map_err(|error| failed(&error))?;
+    let mut tls = TlsAcceptor::from(cert.server_config())
+        .accept(ReadAhead::new(tcp))
+        .await
+        .map_err(|error| failed(&error))?;
     let session = tls.get_mut().1;
     // rustls lets a client without ALPN pass; the mesh does not.
     if session.alpn_protocol() != Some(b"h2") {
@@ -146,13 +152,15 @@ async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Accepted, F
     }
     let peer =
         peer_identity(session).map_err(|error| Failure::new(Reason::PeerCertificate, error.to_string()))?;
+    let validity = Validity::of(&cert, session)
+        .map_err(|error| Failure::new(Reason::PeerCertificate, error.to_string()))?;
     session.set_buffer_limit(Some(TLS_BUFFER_BYTES));
     let io = Rc::new(IoState::default());
     let connection = builder().handshake(Coalesce::new(tls, Rc::clone(&io))).await.map_err(|error| {
         let reason = io.broken.get().unwrap_or(Reason::TunnelProtocol);
         Failure::new(reason, format!("HTTP/2 with the peer failed: {error}"))
     })?;
-    Ok(Accepted { connection, peer, peer_addr, live: Live::new(io) })
+    Ok(Accepted { connection, peer, peer_addr, live: Live::new(io, validity) })
 }
 
 fn builder() -> h2::server::Builder {
@@ -240,6 +248,10 @@ fn receive<H, F>(
     H: Fn(ConnectRequest, Responder) -> F,
     F: Future<Output = ()> + 'static,
 {
+    if live.validity.is_over() {
+        // Never looked at, says this reset (RFC 9113, 8.7): the peer may ask again on a tunnel with other certificates.
+        return respond.send_reset(h2::Reason::REFUSED_STREAM);
+    }
     match read_connect(&request) {
         Ok((target, headers)) => {
             let responder = Responder { respond, recv: request.into_body(), guard: live.enter() };

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 
 use super::coalesce::IoState;
+use super::validity::Validity;
 use crate::model::Reason;
 
 /// How a stream ended badly.
@@ -31,6 +32,7 @@ pub enum StreamError {
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) io: Rc<IoState>,
+    pub(super) validity: Validity,
     pub(super) streams: Cell<usize>,
     pub(super) opened: Cell<u64>,
     /// Streams the peer allows at once.
@@ -43,9 +45,10 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(io: Rc<IoState>) -> Rc<Self> {
+    pub(super) fn new(io: Rc<IoState>, validity: Validity) -> Rc<Self> {
         Rc::new(Self {
             io,
+            validity,
             streams: Cell::new(0),
             opened: Cell::new(0),
             peer_max: Cell::new(usize::MAX),

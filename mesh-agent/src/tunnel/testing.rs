@@ -62,25 +62,25 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    pub(crate) async fn new(cert: &WorkloadCert, handler: Handler) -> Self {
+    pub(crate) async fn new(cert: &Arc<WorkloadCert>, handler: Handler) -> Self {
         Self::with(cert, handler, TunnelSettings::default()).await
     }
 
-    pub(crate) async fn with(cert: &WorkloadCert, handler: Handler, settings: TunnelSettings) -> Self {
+    pub(crate) async fn with(cert: &Arc<WorkloadCert>, handler: Handler, settings: TunnelSettings) -> Self {
         let (listener, address) = listen().await;
         let (drain, draining) = watch::channel(false);
         let port = Self { address, tunnels: Rc::default(), ends: Rc::default(), drain };
         let (tunnels, ends) = (Rc::clone(&port.tunnels), Rc::clone(&port.ends));
-        let config = cert.server_config();
+        let cert = Arc::clone(cert);
         spawn_local(async move {
             while let Ok((tcp, _)) = listener.accept().await {
                 tunnels.set(tunnels.get() + 1);
-                let (handler, ends, config) = (Rc::clone(&handler), Rc::clone(&ends), Arc::clone(&config));
+                let (handler, ends, cert) = (Rc::clone(&handler), Rc::clone(&ends), Arc::clone(&cert));
                 let mut draining = draining.clone();
                 spawn_local(async move {
                     let drain = async move { drop(draining.wait_for(|drain| *drain).await) };
                     let options = ServeOptions { settings };
-                    let end = serve(tcp, config, options, |c, r| handler(c, r), drain).await;
+                    let end = serve(tcp, cert, options, |c, r| handler(c, r), drain).await;
                     ends.borrow_mut().push(end);
                 });
             }

@@ -1,6 +1,8 @@
 //! The tunnel over loopback with real TLS: `open` (CONNECT and its answers), `trust` (who is refused), `flow`
-//! (flow control and coalescing), `life` (pool, keepalive, drain), `floods` (limits under attack).
+//! (flow control and coalescing), `life` (pool, keepalive, drain), `expiry`
+//! (certificates that end under a tunnel), `floods` (limits under attack).
 
+mod expiry;
 mod floods;
 mod flow;
 mod life;

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_agent::capture::{Event, KernelAction, OpenerRole};
+use mesh_agent::capture::{Enrolled, Event, FlowEnds, KernelAction, OpenerRole};
 
 use crate::lab::{Agent, Kind, Node, Pod, accept, accept_app, accept_within, errno, eventually, says};
 
@@ -13,6 +13,10 @@ const SHORT: Duration = Duration::from_millis(300);
 
 fn verdicts(pairs: &[(&Pod, SocketAddr, KernelAction)]) -> HashMap<(u64, SocketAddr), KernelAction> {
     pairs.iter().map(|(pod, to, action)| ((pod.cookie(), *to), *action)).collect()
+}
+
+fn opener(pod: &Enrolled) -> FlowEnds<'_> {
+    FlowEnds { opener: Some(&pod.netns), server: None }
 }
 
 #[test]
@@ -100,12 +104,111 @@ fn a_live_bypassed_flow_is_destroyed_and_both_ends_see_a_reset() {
         says(&mut opened, &mut served, "alive");
         agent.handle().set_verdicts(&HashMap::new()).unwrap();
         let flow = agent.handle().flows().unwrap()[0];
-        assert!(agent.handle().destroy(&from.netns, &flow).unwrap());
+        assert!(agent.handle().destroy(&flow, opener(&from)).unwrap());
         assert_eq!(errno(served.read(&mut [0; 1])), Some(libc::ECONNRESET));
         assert_eq!(errno(opened.read(&mut [0; 1])), Some(libc::ECONNABORTED));
-        assert!(!agent.handle().destroy(&from.netns, &flow).unwrap());
+        assert!(!agent.handle().destroy(&flow, opener(&from)).unwrap());
         assert!(agent.handle().flows().unwrap().is_empty());
     }
+}
+
+#[test]
+fn a_flow_whose_pods_cannot_reach_each_other_is_destroyed_at_both_ends_and_nothing_of_it_is_left() {
+    let node = Node::new();
+    let (client, server) = (node.pod("client"), node.pod("server"));
+    let mut agent = Agent::new();
+    let app = server.space.listen("[::]:8080");
+    let from = agent.enrol(&client);
+    let to = agent.enrol(&server);
+    for (v6, opener) in [(false, Some(&*from.netns)), (true, Some(&*from.netns)), (false, None), (true, None)]
+    {
+        let target = server.at(v6, 8080);
+        agent.handle().set_verdicts(&verdicts(&[(&client, target, KernelAction::Bypass)])).unwrap();
+        let mut opened = client.space.connect(target).unwrap();
+        let (mut served, _) = accept_app(&app);
+        says(&mut opened, &mut served, "alive");
+        let flow = agent.handle().flows().unwrap()[0];
+        // Nothing that one end says reaches the other any more.
+        client.space.ip("link set eth0 down");
+        let ends = FlowEnds { opener, server: Some(&to.netns) };
+        assert!(agent.handle().destroy(&flow, ends).unwrap());
+        assert_eq!(errno(served.read(&mut [0; 1])), Some(libc::ECONNABORTED));
+        if opener.is_some() {
+            assert_eq!(errno(opened.read(&mut [0; 1])), Some(libc::ECONNABORTED));
+        }
+        assert!(agent.handle().flows().unwrap().is_empty());
+        assert!(!agent.handle().destroy(&flow, ends).unwrap(), "once");
+        client.space.ip("link set eth0 up");
+        client.space.ip("-6 addr replace fd99::2/64 dev eth0 nodad");
+        client.space.ip("route replace default via 10.99.0.1");
+    }
+}
+
+#[test]
+fn a_flow_that_took_the_addresses_of_another_is_not_taken_for_it() {
+    let node = Node::new();
+    let (client, server) = (node.pod("client"), node.pod("server"));
+    let mut agent = Agent::new();
+    let app = server.space.listen("[::]:8080");
+    let from = agent.enrol(&client);
+    let to = agent.enrol(&server);
+    let target = server.at(false, 8080);
+    agent.handle().set_verdicts(&verdicts(&[(&client, target, KernelAction::Bypass)])).unwrap();
+    let connect = |port: u16| {
+        let socket = client
+            .space
+            .netns
+            .run(|| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None));
+        let socket = socket.unwrap().unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&SocketAddr::new(client.v4, port).into()).unwrap();
+        socket.connect_timeout(&target.into(), Duration::from_secs(3)).unwrap();
+        std::net::TcpStream::from(socket)
+    };
+    let first = connect(40_000);
+    let (served, _) = accept_app(&app);
+    let flow = agent.handle().flows().unwrap()[0];
+    // The server's end closes first and keeps the TIME_WAIT to itself.
+    drop(served);
+    drop(first);
+    eventually("the first flow is gone", || agent.handle().flows().unwrap().is_empty());
+    let mut second = connect(40_000);
+    let (mut served, _) = accept_app(&app);
+    let ends = FlowEnds { opener: Some(&from.netns), server: Some(&to.netns) };
+    assert!(!agent.handle().destroy(&flow, ends).unwrap());
+    says(&mut second, &mut served, "alive");
+    assert_eq!(agent.handle().flows().unwrap().len(), 1);
+}
+
+#[test]
+fn a_withdrawn_pod_leaves_no_verdict_from_or_to_it_and_a_released_one_no_leg() {
+    let node = Node::new();
+    let (client, server, outside) = (node.pod("client"), node.pod("server"), node.pod("outside"));
+    let mut agent = Agent::new();
+    let app = server.space.listen("[::]:8080");
+    let from = agent.enrol(&client);
+    let to = agent.enrol(&server);
+    let back = client.space.listen("[::]:8081");
+    let wanted = verdicts(&[
+        (&client, server.at(false, 8080), KernelAction::Bypass),
+        (&client, server.at(true, 8080), KernelAction::Refuse),
+        (&server, client.at(false, 8081), KernelAction::Bypass),
+    ]);
+    assert_eq!(agent.handle().set_verdicts(&wanted).unwrap().written, 3);
+    let _inbound = outside.space.connect(server.at(false, 8080)).unwrap();
+    let accepted = accept(&to, Kind::Inbound);
+    let mut leg = crate::lab::leg(&agent.handle(), &to, &accepted).unwrap();
+    let (mut application, _) = accept_app(&app);
+    says(&mut leg, &mut application, "relayed");
+    assert_eq!(agent.handle().legs().unwrap(), 1);
+
+    agent.capture().withdraw(&server.id).unwrap();
+    // All three are to be written again: none was left.
+    assert_eq!(agent.handle().set_verdicts(&wanted).unwrap().written, 3);
+    says(&mut application, &mut leg, "goes on");
+    agent.capture().release(&server.id).unwrap();
+    assert_eq!(agent.handle().legs().unwrap(), 0);
+    drop((from, back));
 }
 
 #[test]
@@ -124,7 +227,7 @@ fn a_connection_that_is_mapped_into_ipv6_bypasses_and_is_destroyed_like_any_othe
     says(&mut opened, &mut served, "mapped");
     let flow = agent.handle().flows().unwrap()[0];
     assert_eq!(flow.remote, target);
-    assert!(agent.handle().destroy(&from.netns, &flow).unwrap());
+    assert!(agent.handle().destroy(&flow, opener(&from)).unwrap());
     assert_eq!(errno(served.read(&mut [0; 1])), Some(libc::ECONNRESET));
 }
 

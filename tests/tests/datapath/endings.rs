@@ -1,7 +1,7 @@
 //! How connections end: half-closed, reset, refused. Each has to look to the application as it would without a mesh.
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mesh_tests::apps::pattern;
@@ -10,6 +10,8 @@ use socket2::Socket;
 
 use crate::mesh::{Mesh, PORT, PORTS, Route, SOON};
 
+/// A connect to an upstream, the shortest timeout on a refusal's way, is given 10 s.
+const PROMPT: Duration = Duration::from_secs(5);
 /// Nobody listens there.
 const CLOSED: u16 = PORTS[3];
 
@@ -128,7 +130,10 @@ fn a_refusal_reaches_the_client_as_such() -> Result<()> {
             assert_eq!(client::io_kind(&error), Some(ErrorKind::ConnectionRefused), "{route:?}: {error:#}");
         }
         for route in [Route::Local, Route::Hbone, Route::Outbound] {
+            let start = Instant::now();
             reset_at_once(mesh.connect(route, CLOSED, family)).with_context(|| format!("{route:?}"))?;
+            // Far below every timeout on the way: it is the refusal that came, not somebody's patience that ended.
+            anyhow::ensure!(start.elapsed() < PROMPT, "{route:?}: after {:?}", start.elapsed());
             let at = format!("dst.addr={}", mesh.server(route).both(CLOSED)[family]);
             let line = ["connection failed", &at, "reason=\"connection_refused\""];
             mesh.wait_logged("node-a", &line)?;

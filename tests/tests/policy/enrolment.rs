@@ -1,10 +1,11 @@
 //! Pods that join and leave the mesh while they run: the next connection knows, the open ones do not notice.
 use std::net::TcpStream;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{AgentSpec, App, Pod, PodSpec, client};
 
-use crate::mesh::{Fate, Mesh, PORT, fate_of};
+use crate::mesh::{Fate, Mesh, PORT, SOON, fate_of, wait_end};
 
 fn open(mesh: &Mesh, from: &Pod, wanted: Option<&str>) -> Result<Vec<TcpStream>> {
     let mut all = Vec::new();
@@ -40,6 +41,39 @@ fn running_pods_join_and_leave() -> Result<()> {
         for stream in streams {
             assert_eq!(fate_of(stream)?, Fate::Echoed, "opened {when} the enrolment");
         }
+    }
+    Ok(())
+}
+
+/// A pod that leaves the mesh keeps what it has open, also where the kernel connects it directly; and policy goes on to
+/// speak of it: what it forbids later is ended.
+#[test]
+fn a_bypassed_connection_outlives_the_enrolment_and_not_the_policy() -> Result<()> {
+    let mesh = Mesh::new("bypass of a pod that leaves")?;
+    let _echo = App::echo(&mesh.near, PORT)?;
+    let mut live = Vec::new();
+    for to in mesh.near.both(PORT) {
+        mesh_tests::eventually("the bypass", SOON, || {
+            let mut stream = mesh.player.connect(to)?;
+            client::echo(&mut stream, b"open")?;
+            let bypass = mesh.path_of(&stream, "node-a")?.as_deref() == Some("bypass");
+            live.extend(bypass.then_some(stream));
+            Ok(bypass)
+        })?;
+    }
+    mesh.lab.manifests().namespace("games", false)?;
+    mesh.wait_enrolled(&[&mesh.player], false)?;
+    // Past the moment at which what the mesh had set up in the pod is taken away.
+    mesh_tests::hold("the connections", Duration::from_millis(1500), || {
+        live.iter_mut().try_for_each(|stream| client::echo(stream, b"goes on"))?;
+        Ok(true)
+    })?;
+    let deny = serde_json::json!({
+        "action": "DENY", "rules": [{"from": [{"source": {"namespaces": ["games"]}}]}],
+    });
+    mesh.lab.manifests().authorization("shop", "no-games", &deny)?;
+    for stream in &mut live {
+        wait_end(stream)?;
     }
     Ok(())
 }

@@ -1,10 +1,15 @@
 //! Only a certificate that the mesh's CA signed, for one identity of its trust domain, and that is valid now, opens
 //! a tunnel; and only the identity that a pod is known by is accepted at the other end.
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use mesh_tests::{AgentSpec, App};
 
 use crate::hbone::{Authority, Credentials, Tunnel, Validity, on_a_runtime};
-use crate::mesh::{Fate, Mesh, PORT, SOON, probe};
+use crate::mesh::{Fate, Mesh, PORT, SOON, fate_of, probe};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
 
@@ -65,8 +70,8 @@ fn other_ca(dir: &std::path::Path) -> Result<Authority> {
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
     let cert = params.self_signed(&key)?;
-    std::fs::write(dir.join("ca-key.pem"), key.serialize_pem())?;
-    std::fs::write(dir.join("ca-cert.pem"), cert.pem())?;
+    fs::write(dir.join("ca-key.pem"), key.serialize_pem())?;
+    fs::write(dir.join("ca-cert.pem"), cert.pem())?;
     Authority::of(dir)
 }
 
@@ -104,13 +109,13 @@ fn a_server_of_another_identity_is_refused() -> Result<()> {
     // Node-b's agent is told another account for the pod: its certificate is another one than node-a expects.
     let mesh = Mesh::with("wrong identity", true, |lab| {
         let dir = lab.dir().join("other-manifests");
-        std::fs::create_dir(&dir)?;
-        for entry in std::fs::read_dir(lab.manifests().dir())? {
+        fs::create_dir(&dir)?;
+        for entry in fs::read_dir(lab.manifests().dir())? {
             let entry = entry?;
-            let text = std::fs::read_to_string(entry.path())?;
+            let text = fs::read_to_string(entry.path())?;
             let text =
                 text.replace("\"serviceAccountName\": \"far\"", "\"serviceAccountName\": \"impostor\"");
-            std::fs::write(dir.join(entry.file_name()), text)?;
+            fs::write(dir.join(entry.file_name()), text)?;
         }
         Ok([AgentSpec::default(), AgentSpec { manifests: Some(dir), ..AgentSpec::default() }])
     })?;
@@ -121,5 +126,69 @@ fn a_server_of_another_identity_is_refused() -> Result<()> {
         mesh.wait_logged("node-a", &[&to, "reason=\"wrong_identity\""])?;
     }
     assert_eq!(echo.stats().accepted(), 0);
+    Ok(())
+}
+
+/// A tunnel that stands is no way past its server's certificate: when that has ended and cannot be renewed, no
+/// connection is made over it any more, what is open on it goes on, and with a new certificate all is well again.
+#[test]
+fn no_connection_is_made_on_a_tunnel_past_its_certificate() -> Result<()> {
+    const LIFETIME: Duration = Duration::from_secs(4);
+    let mut key = PathBuf::new();
+    let mesh = Mesh::with("certificate ends under a tunnel", true, |lab| {
+        // One root, two folders: node-b's agent is to lose its CA, node-a's is not.
+        let theirs = lab.dir().join("ca-of-node-b");
+        one_root(&[&lab.ca_dir(), &theirs])?;
+        key = theirs.join("ca-key.pem");
+        let arguments = ["--cert-lifetime", "4s"].map(str::to_owned).to_vec();
+        Ok([AgentSpec::default(), AgentSpec { ca_dir: Some(theirs), arguments, ..AgentSpec::default() }])
+    })?;
+    let _echo = App::echo(&mesh.far, PORT)?;
+    let mut live = Vec::new();
+    for to in mesh.far.both(PORT) {
+        mesh.wait_fate(&mesh.client, to, Fate::Echoed)?;
+        live.push(mesh.client.connect(to)?);
+    }
+    // A key that others may read is not signed with.
+    fs::set_permissions(&key, Permissions::from_mode(0o644))?;
+    let broken = Instant::now();
+    for to in mesh.far.both(PORT) {
+        let took = mesh.wait_fate(&mesh.client, to, Fate::Cut)?;
+        println!("refused {took:?} after, {:?} after the CA went", broken.elapsed());
+        ensure!(broken.elapsed() < 2 * LIFETIME + SOON / 2, "long past the certificate's end");
+        mesh.wait_logged(
+            "node-a",
+            &[&format!("dst.addr={to}"), "connection failed", "direction=\"outbound\""],
+        )?;
+    }
+    for stream in &mut live {
+        ensure!(fate_of(stream)? == Fate::Echoed, "what was open is to drain, not to be cut");
+    }
+    fs::set_permissions(&key, Permissions::from_mode(0o600))?;
+    for to in mesh.far.both(PORT) {
+        mesh.wait_fate(&mesh.client, to, Fate::Echoed)?;
+    }
+    for stream in &mut live {
+        ensure!(fate_of(stream)? == Fate::Echoed, "nor by the renewal");
+    }
+    Ok(())
+}
+
+/// CA folders with the same root.
+fn one_root(dirs: &[&Path]) -> Result<()> {
+    let key = rcgen::KeyPair::generate()?;
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let cert = params.self_signed(&key)?;
+    for dir in dirs {
+        fs::create_dir_all(dir)?;
+        for name in ["ca-cert.pem", "root-cert.pem"] {
+            fs::write(dir.join(name), cert.pem())?;
+        }
+        let path = dir.join("ca-key.pem");
+        fs::write(&path, key.serialize_pem())?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    }
     Ok(())
 }

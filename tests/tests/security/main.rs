@@ -7,3 +7,4 @@ mod mesh;
 mod plaintext;
 mod reuse;
 mod spoof;
+mod vanish;

@@ -77,7 +77,9 @@ fn a_client_address_that_moves_takes_its_new_identity() -> Result<()> {
         assert_eq!(probe(&heir, to)?, fate, "{to}");
     }
     assert_eq!(accepted(), before);
-    eventually("the former pod's tunnelled connections to end", SOON, || Ok(far.stats().open() == 0))?;
+    eventually("the former pod's connections to end", SOON, || {
+        Ok(far.stats().open() == 0 && near.stats().open() == 0)
+    })?;
     mesh.lab.manifests().authorization("shop", "only", &only("heir"))?;
     let identity = format!("src.identity=\"{}\"", heir.spiffe("cluster.local"));
     for to in targets {

@@ -30,9 +30,9 @@ fn a_connection_is_ended_once_and_only_by_its_cookie() {
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (mut server, _) = listener.accept().unwrap();
     let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
-    assert!(!destroy(local, remote, cookie_of(&client) + 1_000_000).unwrap());
-    assert!(destroy(local, remote, cookie_of(&client)).unwrap());
+    assert!(!destroy(local, remote, Some(cookie_of(&client) + 1_000_000)).unwrap());
+    assert!(destroy(local, remote, Some(cookie_of(&client))).unwrap());
     let error = server.read(&mut [0; 1]).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET));
-    assert!(!destroy(local, remote, cookie_of(&client)).unwrap());
+    assert!(!destroy(local, remote, Some(cookie_of(&client))).unwrap());
 }

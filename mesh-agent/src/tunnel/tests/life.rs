@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, spawn_local};
+use tokio_rustls::TlsAcceptor;
 
 #[test]
 fn concurrent_opens_share_one_dial_and_the_hundred_and_first_stream_opens_a_second_tunnel() {
@@ -167,6 +168,116 @@ fn a_tunnel_that_the_server_closed_is_replaced_without_a_failed_open() {
             assert_eq!(ask(&mut stream, "no gap").await, "no gap");
         }
         assert_eq!(new.tunnels.get(), 1);
+    });
+}
+
+#[test]
+fn a_pool_that_closes_sends_what_its_streams_were_told_to_and_waits_no_longer_than_it_may() {
+    let got: Rc<Cell<usize>> = Rc::default();
+    let count = Rc::clone(&got);
+    worker(async move {
+        let mesh = Mesh::new().await;
+        let counting = handler(move |_, responder| {
+            let count = Rc::clone(&count);
+            async move {
+                let mut stream = responder.accept().unwrap();
+                stream.finish().unwrap();
+                while let Some(Ok(bytes)) = recv(&mut stream).await {
+                    stream.release(bytes.len());
+                    count.set(count.get() + bytes.len());
+                }
+            }
+        });
+        let port = Port::new(&mesh.server, counting).await;
+        let pool = Pool::new(TunnelSettings::default());
+        let mut stream = mesh.open(&pool, port.address).await.unwrap();
+        assert_eq!(recv_all(&mut stream).await.unwrap(), b"");
+        let said = vec![7; STREAM_SEND_BUFFER_BYTES];
+        send(&mut stream, said.into()).await.unwrap();
+        stream.finish().unwrap();
+        drop(stream);
+        pool.close(Duration::from_secs(60)).await;
+        until(|| port.ends.borrow().len() == 1).await;
+        assert!(port.ends.borrow()[0].is_ok());
+        // A stream that does not end does not hold it up for ever.
+        let stalled = Port::new(&mesh.server, stall()).await;
+        let _stream = mesh.open(&pool, stalled.address).await.unwrap();
+        pool.close(Duration::from_millis(20)).await;
+        assert_eq!(pool.stats(), PoolStats::default());
+    });
+    assert_eq!(got.get(), STREAM_SEND_BUFFER_BYTES);
+}
+
+/// How a tunnel ends before its use.
+#[derive(Clone, Copy, Debug)]
+enum Leave {
+    /// GOAWAY that takes no stream: an agent that is being replaced.
+    GoAway,
+    /// Closed right after the handshake: an agent that is gone.
+    Close,
+    /// Closed when the client has asked, without an answer.
+    CloseAsked,
+}
+
+/// A tunnel port that leaves like this so many times, and then echoes.
+async fn leaving_port(mesh: &Mesh, leave: Leave, times: usize) -> std::net::SocketAddr {
+    let (listener, address) = listen().await;
+    let cert = std::sync::Arc::clone(&mesh.server);
+    spawn_local(async move {
+        for _ in 0..times {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let tls = TlsAcceptor::from(cert.server_config()).accept(tcp).await.unwrap();
+            if matches!(leave, Leave::Close) {
+                continue;
+            }
+            let mut connection = h2::server::handshake(tls).await.unwrap();
+            match leave {
+                Leave::GoAway => connection.abrupt_shutdown(h2::Reason::NO_ERROR),
+                _ => drop(connection.accept().await),
+            }
+            spawn_local(async move {
+                if matches!(leave, Leave::GoAway) {
+                    while connection.accept().await.is_some() {}
+                }
+            });
+        }
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let (cert, echo) = (std::sync::Arc::clone(&cert), echo());
+            spawn_local(async move {
+                let options = ServeOptions::default();
+                drop(serve(tcp, cert, options, |c, r| echo(c, r), std::future::pending()).await);
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn a_new_tunnel_that_is_gone_before_its_use_is_dialled_again_and_not_for_ever() {
+    worker(async {
+        let mesh = Mesh::new().await;
+        for leave in [Leave::GoAway, Leave::Close, Leave::CloseAsked] {
+            for times in [1, 4, 5] {
+                let address = leaving_port(&mesh, leave, times).await;
+                let pool = Pool::new(TunnelSettings::default());
+                let dials: Rc<Cell<usize>> = Rc::default();
+                let count = Rc::clone(&dials);
+                let dial = move || {
+                    count.set(count.get() + 1);
+                    TcpStream::connect(address)
+                };
+                match pool.open(mesh.request(address, TARGET), dial).await {
+                    Ok(mut stream) => {
+                        assert_eq!(ask(&mut stream, "at last").await, "at last");
+                        assert_eq!((times < 5, dials.get()), (true, times + 1), "{leave:?} {times}");
+                    }
+                    Err(failure) => {
+                        assert_eq!((times, dials.get()), (5, 5), "{leave:?} {times}: {failure}");
+                    }
+                }
+            }
+        }
     });
 }
 

@@ -54,17 +54,18 @@ fn certificates_of_another_root_are_refused_by_both_sides() {
 #[test]
 fn an_expired_certificate_is_refused_by_the_peers_clock() {
     worker(async {
-        // One folder, two clocks: the server's is a day and an hour ahead.
+        // One folder, two clocks: the server's is ahead.
         let ours = Authority::new();
         let ahead = ManualClock::new();
-        ahead.advance(Duration::from_secs(25 * 3600));
+        ahead.advance(Duration::from_secs(13 * 3600));
         let later = crate::identity::testing::manager(ours.dir.path(), &ahead);
         let client = ours.cert("web").await;
         let server = later.fetch(&identity("api")).await.unwrap();
         // The client refuses first: to its clock the server's certificate is not valid yet. With the client's
-        // clock moved up, its own certificate has ended.
+        // clock moved up to its beginning, and the server's past the end of the client's, the server does.
         assert_eq!(attempt(&client, &server).await.0, Reason::PeerCertificate);
-        ours.clock.advance(Duration::from_secs(25 * 3600));
+        ours.clock.advance(Duration::from_secs(13 * 3600));
+        ahead.advance(Duration::from_secs(12 * 3600));
         let (client, server) = attempt(&client, &server).await;
         assert_eq!((client, server), (Reason::PeerCertificate, Some(Reason::PeerCertificate)));
     });
