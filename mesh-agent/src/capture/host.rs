@@ -33,12 +33,18 @@ pub(super) fn check() -> Result<Kernel, CaptureError> {
     let uname = nix::sys::utsname::uname()
         .map_err(|errno| CaptureError::Path { path: "uname".into(), source: errno.into() })?;
     let release = uname.release().to_string_lossy().into_owned();
-    let version = parse_release(&release);
-    if version < KERNEL_FLOOR {
-        return Err(CaptureError::KernelTooOld { found: release, needed: KERNEL_FLOOR_TEXT });
-    }
+    let kernel = check_release(&release)?;
     if !Path::new(BTF).exists() {
         return Err(CaptureError::NoBtf { path: BTF });
+    }
+    Ok(kernel)
+}
+
+/// What a kernel of this release offers, if it is new enough.
+fn check_release(release: &str) -> Result<Kernel, CaptureError> {
+    let version = parse_release(release);
+    if version < KERNEL_FLOOR {
+        return Err(CaptureError::KernelTooOld { found: release.to_owned(), needed: KERNEL_FLOOR_TEXT });
     }
     Ok(Kernel { has_set_retval: version >= SET_RETVAL_SINCE })
 }

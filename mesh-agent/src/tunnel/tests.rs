@@ -1,8 +1,10 @@
 //! The tunnel over loopback with real TLS: `open` (CONNECT and its answers), `trust` (who is refused), `flow`
-//! (flow control and coalescing), `life` (pool, keepalive, drain), `floods` (limits under attack).
+//! (flow control and coalescing), `life` (pool, keepalive, drain), `full` (limits of a pool and of a
+//! tunnel), `floods` (limits under attack).
 
 mod floods;
 mod flow;
+mod full;
 mod life;
 mod open;
 mod trust;
