@@ -30,7 +30,7 @@ pub enum Limit {
     Tunnels,
     /// TLS handshakes under way.
     Handshakes,
-    /// A CONNECT's header list, as the peer told us (its HTTP/2 engine answers 431 by itself).
+    /// A CONNECT's header list, where the peer answered 431. Our own HTTP/2 engine refuses without telling us.
     HeaderList,
     /// Resets and other frames that cost us more than the peer (CVE-2023-44487, CVE-2025-8671).
     TunnelFlood,

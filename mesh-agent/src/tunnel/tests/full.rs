@@ -67,13 +67,12 @@ fn a_peer_that_finds_our_headers_too_long_is_counted_and_told_as_a_limit() {
         spawn_local(async move {
             let (tcp, _) = listener.accept().await.unwrap();
             let tls = TlsAcceptor::from(config).accept(tcp).await.unwrap();
-            let mut server = h2::server::Builder::new()
-                .max_header_list_size(512)
-                .handshake::<_, bytes::Bytes>(tls)
-                .await
-                .unwrap();
-            // Its engine answers by itself.
-            while server.accept().await.is_some() {}
+            let mut server = h2::server::handshake(tls).await.unwrap();
+            while let Some(Ok((_, mut respond))) = server.accept().await {
+                let mut answer = http::Response::new(());
+                *answer.status_mut() = http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+                drop(respond.send_response(answer, true));
+            }
         });
         let (pool, hits) = pool(TunnelSettings::default());
         let mut request = request(&mesh.client, address, TARGET);
