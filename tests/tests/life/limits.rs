@@ -71,12 +71,12 @@ fn a_service_without_a_living_endpoint_is_given_up() -> Result<()> {
     for number in 0..DEAD_ENDPOINTS {
         dead.push(shop.lab.pod(PodSpec::new("shop", &format!("dead-{number}"), "node-a"))?);
     }
-    let [v4, _] = shop.lab.vips();
-    let vip: SocketAddr = (v4, 81).into();
+    let vips = shop.lab.vips();
+    let vip = SocketAddr::new(vips[0], 81);
     shop.lab.manifests().service(&ServiceSpec {
         namespace: "shop",
         name: "near",
-        vips: shop.lab.vips().to_vec(),
+        vips: vips.to_vec(),
         ports: vec![ServicePort::tcp(81, PORT + 1)],
         pods: dead.iter().collect(),
     })?;
@@ -123,7 +123,7 @@ fn begin_many(pod: &Pod, to: SocketAddr, count: usize) -> Result<()> {
     })
 }
 
-/// Sets a process's limit of open files.
+/// Sets a process's soft limit of open files.
 fn open_files(pid: i32, limit: &str) -> Result<()> {
     let mut command = Command::new("prlimit");
     command.args(["--pid", &pid.to_string(), &format!("--nofile={limit}")]);
@@ -139,12 +139,12 @@ fn an_agent_out_of_descriptors_recovers() -> Result<()> {
     let agent = shop.lab.agent("node-a")?;
     let mut live = shop.echoing(shop.vip)?;
     // Below what it has open already: whatever is there goes on, nothing new can be opened.
-    open_files(agent.pid(), "3:65536")?;
+    open_files(agent.pid(), "3:")?;
     let how = Dial { deadline: Duration::from_secs(2), ..Dial::default() };
     let waiting = shop.client.dial(shop.vip, &how)?;
     std::thread::sleep(Duration::from_millis(300));
     client::echo(&mut live, b"not harmed")?;
-    open_files(agent.pid(), "65536:65536")?;
+    open_files(agent.pid(), "4096:")?;
     counted(&agent, "open_files")?;
     let mut waiting = waiting;
     client::echo(&mut waiting, b"served now")
