@@ -2,6 +2,7 @@
 //! them in order. Owns: the lifetime of every task and thread of the agent. Never: decides anything itself.
 //! Called by `main`.
 
+mod backlogs;
 mod drain;
 mod flows;
 mod judge;
@@ -11,6 +12,7 @@ mod succession;
 mod view;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -27,7 +29,7 @@ use crate::compile::MeshSettings;
 use crate::config::Settings;
 use crate::identity::{Ca, CertManager, CertSettings, DirCa, SystemClock};
 use crate::observe::{AccessLog, ConnectionTable, Limit, Metrics, logging};
-use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_NODE};
+use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_NODE, TUNNELS_PER_NODE_MAX, TunnelBudgets};
 use crate::proxy::worker::{Shared, WorkerHandle};
 use crate::source::dir::{DirSettings, DirSource};
 use crate::world::{World, WorldStore};
@@ -42,16 +44,16 @@ const LISTENING_PAUSE: Duration = Duration::from_millis(5);
 const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 /// A bypassed flow that was opened by a verdict read just before it was withdrawn shows up this much later.
 const RECHECK: Duration = Duration::from_millis(50);
-/// Descriptors the agent asks for: two per relayed connection and some for itself.
-const OPEN_FILES: u64 = 2 * MAX_CONNECTIONS_PER_NODE as u64 + 4096;
+/// Descriptors the agent asks for: two per relayed connection, one per tunnel of either side, some for itself.
+const OPEN_FILES: u64 = 2 * (MAX_CONNECTIONS_PER_NODE + TUNNELS_PER_NODE_MAX) as u64 + 4096;
 
 /// Runs the agent until SIGTERM or SIGINT, or until a successor took over.
 pub fn run(settings: Settings) -> anyhow::Result<()> {
-    let _log = logging::init(settings.log_format, &settings.log_level)?;
+    let log = logging::init(settings.log_format, &settings.log_level)?;
     raise_open_files();
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
-        let mut agent = Agent::start(settings).await?;
+        let mut agent = Agent::start(settings, log.dropped_lines()).await?;
         let end = agent.live().await?;
         agent.end(end).await
     })
@@ -93,18 +95,21 @@ struct Agent {
 }
 
 impl Agent {
-    async fn start(settings: Settings) -> anyhow::Result<Self> {
+    async fn start(settings: Settings, dropped_lines: Arc<AtomicU64>) -> anyhow::Result<Self> {
         let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         Capture::check_node()?;
         // The predecessor first: whatever fails below, it has not been told to stop yet.
-        let mut succession = Succession::begin(&settings).await?;
+        let metrics = Metrics::new();
+        metrics.watch_log(dropped_lines);
+        let mut succession = Succession::begin(&settings, metrics.hits()).await?;
         let mesh = MeshSettings {
             trust_domain: settings.trust_domain.as_str().into(),
             cluster_domain: settings.cluster_domain.as_str().into(),
             root_namespace: settings.root_namespace.as_str().into(),
         };
         let store = Arc::new(WorldStore::new(World::new(mesh)));
-        let source = DirSource::start(&settings.manifests, DirSettings::default(), Arc::clone(&store))?;
+        let watching = DirSettings { hits: metrics.hits(), ..DirSettings::default() };
+        let source = DirSource::start(&settings.manifests, watching, Arc::clone(&store))?;
         let ca = DirCa::open(&settings.ca_dir)?;
         // The last that may fail for a reason outside: what fails before leaves nothing in the kernel.
         let capture = Capture::load(&CaptureConfig {
@@ -113,11 +118,12 @@ impl Agent {
             cgroup_root: None,
             succeeds: succession.has_predecessor(),
         })?;
-        let certs = CertManager::new(
-            Ca::Dir(Arc::new(ca)),
-            Arc::new(SystemClock),
-            CertSettings { lifetime: settings.cert_lifetime, ..CertSettings::default() },
-        );
+        let renewal = CertSettings {
+            lifetime: settings.cert_lifetime,
+            hits: metrics.hits(),
+            ..CertSettings::default()
+        };
+        let certs = CertManager::new(Ca::Dir(Arc::new(ca)), Arc::new(SystemClock), renewal);
         let (stop_certs, mut stopped) = watch::channel(false);
         let certs_task = tokio::spawn(Arc::clone(&certs).run(async move {
             // A sender that is gone means the same.
@@ -127,9 +133,10 @@ impl Agent {
             node: settings.node.as_str().into(),
             store,
             certs,
-            connections: ConnectionTable::new(Metrics::new(), AccessLog::new(settings.access_log)),
+            connections: ConnectionTable::new(Arc::clone(&metrics), AccessLog::new(settings.access_log)),
             capture: capture.handle(),
             node_budget: Budget::new(MAX_CONNECTIONS_PER_NODE),
+            node_tunnels: TunnelBudgets::of_node(),
             pods: arc_swap::ArcSwap::default(),
             turns: parking_lot::Mutex::default(),
         });
@@ -138,7 +145,7 @@ impl Agent {
             .collect::<anyhow::Result<Vec<_>>>()?;
         let view = NodeView::new(&settings, Arc::clone(&shared), source);
         let mut agent = Self {
-            pods: Pods::new(succession.adopted(), succession.frozen()),
+            pods: Pods::new(succession.adopted(), succession.frozen(), metrics.hits()),
             heartbeat: tokio::spawn(heartbeat(shared.capture.clone())),
             servers: Servers::default(),
             settings,

@@ -5,8 +5,12 @@ mod death;
 mod drain;
 #[path = "life/flood.rs"]
 mod flood;
+#[path = "life/limits.rs"]
+mod limits;
 #[path = "life/outside.rs"]
 mod outside;
+#[path = "life/preflight.rs"]
+mod preflight;
 #[path = "life/restart.rs"]
 mod restart;
 #[path = "life/shop.rs"]

@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -154,7 +155,9 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let answered = AtomicBool::new(false);
         let service = service_fn(|request| {
+            answered.store(true, Ordering::Relaxed);
             let answer = self.routes.answer(&request);
             async move { Ok::<_, Infallible>(answer) }
         });
@@ -164,7 +167,17 @@ impl Server {
             .max_buf_size(HEAD_MAX_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         // A client that goes away or sends nonsense is its own problem.
-        let _ended = tokio::time::timeout(self.limits.life, serving).await;
+        let over = match tokio::time::timeout(self.limits.life, serving).await {
+            Ok(Ok(())) => false,
+            // A client that is silent after its answer keeps nobody waiting.
+            Ok(Err(error)) => {
+                error.is_parse_too_large() || (error.is_timeout() && !answered.load(Ordering::Relaxed))
+            }
+            Err(_elapsed) => !answered.load(Ordering::Relaxed),
+        };
+        if over {
+            self.metrics.limit_hit(Limit::AdminRequests);
+        }
     }
 }
 

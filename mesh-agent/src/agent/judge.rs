@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use crate::capture::{KernelAction, LiveFlow};
 use crate::decide::bypass::{KernelVerdict, kernel_verdict};
-use crate::decide::inbound::{ConnFacts, judge};
+use crate::decide::inbound::{ConnFacts, admit};
 use crate::model::{Reason, Workload};
 use crate::observe::{ConnMeta, Direction};
 use crate::proxy::worker::Shared;
@@ -44,15 +44,12 @@ pub(super) fn still_allowed(world: &World, meta: &ConnMeta) -> Option<Reason> {
         return None;
     }
     let destination = world.workload(&meta.destination.workload.as_ref()?.id)?;
-    if !destination.enrolled {
-        return None;
-    }
     let facts = ConnFacts {
         peer: meta.source.identity.as_ref(),
         source_ip: meta.source.address.ip(),
         destination: meta.destination.address,
     };
-    (!judge(world, destination, &facts).allowed).then_some(Reason::PolicyChanged)
+    admit(world, destination, &facts).err().map(|_reason| Reason::PolicyChanged)
 }
 
 /// Whether a bypassed flow must end under `world`, and why. `source` is none where its opener's pod is gone.
@@ -60,12 +57,9 @@ pub(super) fn flow_forbidden(world: &World, source: Option<&Workload>, flow: &Li
     let (Some(source), Some(destination)) = (source, world.workload_at(flow.remote.ip())) else {
         return Some(Reason::WorkloadGone);
     };
-    if !destination.enrolled {
-        return None;
-    }
     let facts =
         ConnFacts { peer: Some(&source.identity), source_ip: flow.local.ip(), destination: flow.remote };
-    (!judge(world, destination, &facts).allowed).then_some(Reason::PolicyChanged)
+    admit(world, destination, &facts).err().map(|_reason| Reason::PolicyChanged)
 }
 
 /// The whole table of verdicts for the pods of this node: every pair, every listening port, up to `max`;

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use super::succession::{Adopted, Frozen};
 use crate::capture::handover::ListenerSet;
 use crate::capture::{Capture, CaptureError, Enrolled, PodAttachment, WorkerListeners};
-use crate::model::{Identity, MtlsMode, Workload, WorkloadId};
+use crate::model::{Hits, Identity, MtlsMode, Workload, WorkloadId};
 use crate::net::netns::NetNs;
 use crate::observe::ConnectionTable;
-use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_WORKLOAD};
+use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_WORKLOAD, TunnelBudgets};
 use crate::proxy::worker::{Command, LocalPod, Shared, WorkerHandle};
 use crate::world::World;
 
@@ -79,12 +79,14 @@ pub(super) struct Pods {
     adopted: Adopted,
     /// Set while a successor has this agent's listeners and is not ready: two agents must not enrol at once.
     frozen: Frozen,
+    hits: Hits,
 }
 
 impl Pods {
     /// No pods yet; `adopted` listeners are used for the pods that they belong to.
-    pub(super) fn new(adopted: Adopted, frozen: Frozen) -> Self {
-        Self { attached: BTreeMap::new(), pending: BTreeMap::new(), leaving: HashSet::new(), adopted, frozen }
+    pub(super) fn new(adopted: Adopted, frozen: Frozen, hits: Hits) -> Self {
+        let (attached, pending, leaving) = (BTreeMap::new(), BTreeMap::new(), HashSet::new());
+        Self { attached, pending, leaving, adopted, frozen, hits }
     }
 
     /// Further listeners of a predecessor; pods that waited for them are tried at once.
@@ -255,6 +257,9 @@ impl Pods {
         let enrolled = match self.enrol(id, &attachment, capture) {
             Ok(enrolled) => enrolled,
             Err(error) => {
+                if let Some(limit) = error.limit() {
+                    self.hits.hit(limit);
+                }
                 self.postpone(id.clone(), error.to_string());
                 return None;
             }
@@ -279,6 +284,7 @@ impl Pods {
             netns: enrolled.netns,
             cookie: enrolled.cookie,
             budget: Budget::new(MAX_CONNECTIONS_PER_WORKLOAD),
+            tunnels: TunnelBudgets::of_workload(),
         });
         tracing::info!(pod = %id, addresses = ?attachment.addresses, "enrolled in the mesh");
         self.attached.insert(id.clone(), Attached { pod, attachment, set });

@@ -11,8 +11,8 @@ use super::view::NodeView;
 use crate::admin::{AdminServer, AdminSource, HttpServer, Takeover};
 use crate::config::Settings;
 
-/// How long a port waits for the predecessor to let go of it.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a door waits for the predecessor to close its own.
+pub(super) const BIND_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -32,16 +32,17 @@ impl Servers {
     ) -> anyhow::Result<()> {
         let metrics = view.metrics();
         let source: Arc<dyn AdminSource> = Arc::<NodeView>::clone(view);
+        let patience = if planned { BIND_PATIENCE } else { Duration::ZERO };
         let takeover = if planned { Takeover::Planned } else { Takeover::Never };
         let admin =
             AdminServer::bind(&settings.admin_socket, takeover, Arc::clone(&source), Arc::clone(metrics))?;
         let address = settings.metrics;
-        let scrape = patiently(planned, || HttpServer::metrics(address, Arc::clone(metrics)))
+        let scrape = patiently(patience, || HttpServer::metrics(address, Arc::clone(metrics)))
             .await
             .with_context(|| format!("metrics: cannot listen on {address}; name another --metrics"))?;
         let address = settings.readiness;
         let ready = || HttpServer::readiness(address, Arc::clone(&source), Arc::clone(metrics));
-        let ready = patiently(planned, ready)
+        let ready = patiently(patience, ready)
             .await
             .with_context(|| format!("readiness: cannot listen on {address}; name another --readiness"))?;
         self.tasks.push(tokio::spawn(async move {
@@ -62,11 +63,12 @@ impl Servers {
     }
 }
 
-async fn patiently<T, F>(planned: bool, open: impl Fn() -> F) -> std::io::Result<T>
+/// Tries to open a door for as long as this.
+pub(super) async fn patiently<T, E, F>(patience: Duration, open: impl Fn() -> F) -> Result<T, E>
 where
-    F: Future<Output = std::io::Result<T>>,
+    F: Future<Output = Result<T, E>>,
 {
-    let end = tokio::time::Instant::now() + if planned { PATIENCE } else { Duration::ZERO };
+    let end = tokio::time::Instant::now() + patience;
     loop {
         match open().await {
             Err(_) if tokio::time::Instant::now() < end => tokio::time::sleep(PAUSE).await,

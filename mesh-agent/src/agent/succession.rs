@@ -13,17 +13,15 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::pods::{Changes, Pods};
+use super::servers::{BIND_PATIENCE, patiently};
 use crate::capture::handover::{
     Event, HandoverError, HandoverServer, HolderClient, ListenerSet, Predecessor, Refusal,
 };
 use crate::config::Settings;
+use crate::model::{Hits, Limit};
 
-/// How long the successor's doors wait for the predecessor's to close.
-const BIND_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause after the handover socket failed.
 const SERVE_PAUSE: Duration = Duration::from_secs(1);
-/// Pause between two tries to open them.
-const BIND_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long the holder may take for one exchange: the control loop waits for it, and a holder is only a net.
 const HOLDER_PATIENCE: Duration = Duration::from_millis(500);
@@ -61,6 +59,7 @@ pub(super) struct Succession {
     sets: Arc<Mutex<Vec<Arc<ListenerSet>>>>,
     adopted: Adopted,
     frozen: Frozen,
+    hits: Hits,
 }
 
 /// Where an agent hands its listeners to its successor: beside its admin socket.
@@ -72,7 +71,7 @@ fn handover_path(settings: &Settings) -> PathBuf {
 
 impl Succession {
     /// Asks the predecessor, or else the holder, for the listeners.
-    pub(super) async fn begin(settings: &Settings) -> Result<Self, HandoverError> {
+    pub(super) async fn begin(settings: &Settings, hits: Hits) -> Result<Self, HandoverError> {
         let mut this = Self {
             predecessor: None,
             holder: None,
@@ -83,6 +82,7 @@ impl Succession {
             sets: Arc::default(),
             adopted: Adopted::new(),
             frozen: Frozen::default(),
+            hits,
         };
         match Predecessor::connect(&handover_path(settings)).await {
             Ok(mut predecessor) => {
@@ -151,7 +151,8 @@ impl Succession {
     /// Opens the door for a successor, as soon as the predecessor has closed its own.
     pub(super) async fn serve_successors(&mut self, settings: &Settings) -> Result<(), HandoverError> {
         let path = handover_path(settings);
-        let server = patiently(|| HandoverServer::bind(&path)).await?;
+        let bind = || std::future::ready(HandoverServer::bind(&path));
+        let server = patiently(BIND_PATIENCE, bind).await?;
         let (tell, succeeded) = oneshot::channel();
         let sets = Arc::clone(&self.sets);
         self.server = Some(tokio::spawn(serve(server, sets, self.frozen.clone(), tell)));
@@ -204,6 +205,7 @@ impl Succession {
         for set in changes.attached.iter().filter_map(|id| pods.set_of(id)) {
             match holder.put(set).await {
                 Err(HandoverError::Refused { refusal: refusal @ Refusal::Full { .. } }) => {
+                    self.hits.hit(Limit::Holder);
                     tracing::warn!(pod = set.pod, %refusal, "the holder is full; a crash of the agent would lose connections to this pod");
                 }
                 put => drop(put?),
@@ -316,18 +318,6 @@ async fn serve(
                 tracing::warn!(%error, "the handover socket failed; trying again");
                 tokio::time::sleep(SERVE_PAUSE).await;
             }
-        }
-    }
-}
-
-/// Tries to open a door until the predecessor has closed it.
-pub(super) async fn patiently<T, E>(mut open: impl FnMut() -> Result<T, E>) -> Result<T, E> {
-    let end = tokio::time::Instant::now() + BIND_PATIENCE;
-    loop {
-        match open() {
-            Ok(door) => return Ok(door),
-            Err(error) if tokio::time::Instant::now() >= end => return Err(error),
-            Err(_) => tokio::time::sleep(BIND_PAUSE).await,
         }
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::backlogs::Backlogs;
 use super::pods::Pods;
 use crate::admin::{
     AdminSource, CaptureView, CertCounts, CertView, Check, ConnView, ExplainError, ExplainQuery, Explanation,
@@ -21,6 +22,7 @@ use crate::capture::{ClosedFlow, LiveFlow};
 use crate::config::Settings;
 use crate::model::{Reason, WorkloadId};
 use crate::observe::{BypassedFlow, ConnMeta, DecisionId, Direction, Limit, Metrics, Party, Path, Probe};
+use crate::proxy::limits;
 use crate::proxy::worker::Shared;
 use crate::source::dir::DirHandle;
 
@@ -42,6 +44,7 @@ pub(super) struct NodeView {
     started: SystemTime,
     state: AtomicU8,
     pods: RwLock<BTreeMap<WorkloadId, PodState>>,
+    backlogs: Backlogs,
     /// Bypassed flows that the agent cut, by the opener's address: their end has a reason.
     cut: Mutex<Vec<(SocketAddr, SocketAddr, Reason)>>,
 }
@@ -55,6 +58,7 @@ impl NodeView {
             started: SystemTime::now(),
             state: AtomicU8::new(State::Starting as u8),
             pods: RwLock::default(),
+            backlogs: Backlogs::default(),
             cut: Mutex::default(),
         });
         let weak = Arc::downgrade(&view);
@@ -90,6 +94,7 @@ impl NodeView {
             (id.clone(), PodState { cookie: None, problem: Some(pending.error.clone()) })
         });
         *self.pods.write() = attached.chain(pending).collect();
+        self.backlogs.update(&pods.sets());
     }
 
     /// Remembers that a flow was cut, until the kernel reports its end.
@@ -140,6 +145,7 @@ impl NodeView {
     }
 
     fn probe(&self) -> Probe {
+        self.backlogs.count(&self.metrics().hits());
         let world = self.shared.store.load();
         let source = self.source.status();
         let seconds =
@@ -166,11 +172,13 @@ impl NodeView {
     fn limits(&self) -> Vec<LimitView> {
         let metrics = self.shared.connections.metrics();
         let budget = &self.shared.node_budget;
+        let enrolled = || self.pods.read().values().filter(|pod| pod.cookie.is_some()).count() as u64;
         let known = |limit| match limit {
+            Limit::Pods => Some((Some(enrolled()), mesh_common::PODS_MAX.into())),
             Limit::NodeConnections => Some((Some(budget.used() as u64), budget.max() as u64)),
-            Limit::WorkloadConnections => {
-                Some((None, crate::proxy::limits::MAX_CONNECTIONS_PER_WORKLOAD as u64))
-            }
+            Limit::WorkloadConnections => Some((None, limits::MAX_CONNECTIONS_PER_WORKLOAD as u64)),
+            Limit::Tunnels => Some((None, limits::TUNNELS_PER_NODE_MAX as u64)),
+            Limit::Handshakes => Some((None, limits::HANDSHAKES_PER_NODE_MAX as u64)),
             Limit::Verdicts => Some((None, super::VERDICTS_MAX as u64)),
             _ => None,
         };

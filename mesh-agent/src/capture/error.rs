@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::model::WorkloadId;
+use crate::model::{Limit, WorkloadId};
 use crate::net::route::Family;
 
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +21,7 @@ pub enum CaptureError {
     )]
     NoCgroupV2,
     #[error(
-        "{path} is not the root of a cgroup v2 hierarchy: mount the node's own (hostPath /sys/fs/cgroup) and name it in `cgroup_root`"
+        "{path} is not the root of a cgroup v2 hierarchy: give the agent the node's own /sys/fs/cgroup and its cgroup namespace (hostPath, no private cgroup namespace)"
     )]
     NotCgroupRoot { path: PathBuf },
     #[error(
@@ -84,4 +84,11 @@ pub enum CaptureError {
     Settings { workload: WorkloadId, source: io::Error },
     #[error("the sockets of {workload} cannot be listed: {source}")]
     Sockets { workload: WorkloadId, source: io::Error },
+}
+
+impl CaptureError {
+    /// The limit that was hit, where it was one.
+    pub fn limit(&self) -> Option<Limit> {
+        matches!(self, Self::TooManyPods { .. }).then_some(Limit::Pods)
+    }
 }

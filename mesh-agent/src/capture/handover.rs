@@ -94,6 +94,11 @@ impl ListenerSet {
         })
     }
 
+    /// Every listener.
+    pub fn listeners(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.each().map(|(_, _, listener)| listener)
+    }
+
     fn of_kind(&self, kind: Kind) -> &[OwnedFd] {
         match kind {
             Kind::Outbound => &self.outbound,

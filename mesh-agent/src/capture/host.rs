@@ -12,6 +12,8 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use super::error::CaptureError;
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
+/// In every group of the second version.
+const CONTROLLERS: &str = "cgroup.controllers";
 const BPFFS: &str = "/sys/fs/bpf";
 /// The oldest kernel the programs are written for.
 const KERNEL_FLOOR: (u32, u32) = (5, 15);
@@ -33,12 +35,18 @@ pub(super) fn check() -> Result<Kernel, CaptureError> {
     let uname = nix::sys::utsname::uname()
         .map_err(|errno| CaptureError::Path { path: "uname".into(), source: errno.into() })?;
     let release = uname.release().to_string_lossy().into_owned();
-    let version = parse_release(&release);
-    if version < KERNEL_FLOOR {
-        return Err(CaptureError::KernelTooOld { found: release, needed: KERNEL_FLOOR_TEXT });
-    }
+    let kernel = check_release(&release)?;
     if !Path::new(BTF).exists() {
         return Err(CaptureError::NoBtf { path: BTF });
+    }
+    Ok(kernel)
+}
+
+/// What a kernel of this release offers, if it is new enough.
+fn check_release(release: &str) -> Result<Kernel, CaptureError> {
+    let version = parse_release(release);
+    if version < KERNEL_FLOOR {
+        return Err(CaptureError::KernelTooOld { found: release.to_owned(), needed: KERNEL_FLOOR_TEXT });
     }
     Ok(Kernel { has_set_retval: version >= SET_RETVAL_SINCE })
 }
@@ -55,7 +63,7 @@ pub(super) fn cgroup_root(named: Option<&Path>) -> Result<PathBuf, CaptureError>
         Some(path) => path.to_path_buf(),
         None => find_cgroup2().ok_or(CaptureError::NoCgroupV2)?,
     };
-    if !path.join("cgroup.controllers").exists() {
+    if !path.join(CONTROLLERS).exists() {
         return Err(CaptureError::NoCgroupV2);
     }
     // Every group but the root tells whether it is populated.
@@ -65,12 +73,15 @@ pub(super) fn cgroup_root(named: Option<&Path>) -> Result<PathBuf, CaptureError>
     Ok(path)
 }
 
+/// Where it can be reached: a mount may lie hidden under another.
 fn find_cgroup2() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');
         let path = fields.nth(1)?;
-        (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
+        (fields.next()? == "cgroup2")
+            .then(|| PathBuf::from(path))
+            .filter(|path| path.join(CONTROLLERS).exists())
     })
 }
 

@@ -10,7 +10,7 @@
 use std::fs::{self, File};
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mesh_common::SavedSettings;
@@ -136,19 +136,7 @@ impl Capture {
         let handle = CaptureHandle::new(Arc::clone(&shared));
         handle.heartbeat()?;
         handle.adopt_generation()?;
-        let target =
-            File::open(&cgroup).map_err(|source| CaptureError::Path { path: cgroup.clone(), source })?;
-        for (program, pin, kind) in object::CGROUP_PROGRAMS {
-            let loaded = object::load_program(&mut object, program)?;
-            let pin = pin_path(&config.bpf_dir, pin);
-            object::attach(&loaded, target.as_fd(), kind, &pin).map_err(|source| {
-                match source.raw_os_error() {
-                    // As root, and with the program loaded: somebody holds the group exclusively.
-                    Some(libc::EPERM) => CaptureError::ConflictCgroup { program, target: cgroup.clone() },
-                    _ => CaptureError::Attach { program, target: cgroup.display().to_string(), source },
-                }
-            })?;
-        }
+        attach(&mut object, &cgroup, &config.bpf_dir)?;
         Ok(Self {
             config: config.clone(),
             kernel,
@@ -269,6 +257,23 @@ impl Capture {
     }
 }
 
+/// Loads the cgroup programs and attaches them to a group.
+fn attach(object: &mut aya::Ebpf, cgroup: &Path, bpf_dir: &Path) -> Result<(), CaptureError> {
+    let target =
+        File::open(cgroup).map_err(|source| CaptureError::Path { path: cgroup.to_path_buf(), source })?;
+    for (program, pin, kind) in object::CGROUP_PROGRAMS {
+        let loaded = object::load_program(object, program)?;
+        object::attach(&loaded, target.as_fd(), kind, &pin_path(bpf_dir, pin)).map_err(|source| {
+            match source.raw_os_error() {
+                // As root, and with the program loaded: somebody holds the group exclusively.
+                Some(libc::EPERM) => CaptureError::ConflictCgroup { program, target: cgroup.to_path_buf() },
+                _ => CaptureError::Attach { program, target: cgroup.display().to_string(), source },
+            }
+        })?;
+    }
+    Ok(())
+}
+
 /// What is remembered of a pod while it is enrolled or being withdrawn.
 #[derive(Debug)]
 struct Record {
@@ -279,3 +284,6 @@ struct Record {
     saved: SavedSettings,
     enrolled: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,10 @@
 //! The verdict the kernel keeps for one source and destination: let through untouched, refuse, or capture.
-//! Owns: when the agent need not be in the path. Judges with `inbound::judge`, so that a bypassed connection
+//! Owns: when the agent need not be in the path. Judges with `inbound::admit`, so that a bypassed connection
 //! and a relayed one never differ. Called by whoever fills the kernel's verdict cache.
 
 use std::net::SocketAddr;
 
-use super::inbound::{ConnFacts, judge};
+use super::inbound::{ConnFacts, admit};
 use super::outbound::{Transport, canonical, transport};
 use super::{MESH_PORTS, Snapshot};
 use crate::model::{Reason, Workload};
@@ -37,13 +37,9 @@ pub fn kernel_verdict<S: Snapshot + ?Sized>(
         return KernelVerdict::Refuse(Reason::ConnectMeshPort);
     }
     // The kernel will use the pod's own address of that family; without one the agent decides.
-    let Some(source_ip) = src.addresses.iter().find(|own| own.is_ipv4() == dst.is_ipv4()) else {
+    let Some(source_ip) = src.address_like(dst.ip()) else {
         return KernelVerdict::Capture;
     };
-    let facts = ConnFacts { peer: Some(&src.identity), source_ip: *source_ip, destination: dst };
-    let verdict = judge(world, &workload, &facts);
-    match verdict.reason {
-        None => KernelVerdict::Bypass,
-        Some(reason) => KernelVerdict::Refuse(reason),
-    }
+    let facts = ConnFacts { peer: Some(&src.identity), source_ip, destination: dst };
+    admit(world, &workload, &facts).map_or_else(KernelVerdict::Refuse, |()| KernelVerdict::Bypass)
 }

@@ -76,6 +76,15 @@ pub fn judge<S: Snapshot + ?Sized>(world: &S, dst: &Workload, facts: &ConnFacts<
     walk(world, dst, facts, None)
 }
 
+/// Whether a connection to `dst` may be, or why not. Of a destination outside the mesh no policy speaks.
+pub fn admit<S: Snapshot + ?Sized>(world: &S, dst: &Workload, facts: &ConnFacts<'_>) -> Result<(), Reason> {
+    if !dst.enrolled {
+        return Ok(());
+    }
+    let verdict = judge(world, dst, facts);
+    if verdict.allowed { Ok(()) } else { Err(verdict.reason.unwrap_or(Reason::PolicyDenied)) }
+}
+
 /// Judges it the same way and notes every policy looked at.
 pub fn explain<S: Snapshot + ?Sized>(world: &S, dst: &Workload, facts: &ConnFacts<'_>) -> Vec<Step> {
     let mut steps = Vec::new();

@@ -17,7 +17,7 @@ use super::cert::WorkloadCert;
 use super::error::CertError;
 use super::issue::key_and_csr;
 use super::tls::random_bytes;
-use crate::model::Identity;
+use crate::model::{Hits, Identity, Limit};
 
 /// Identities held at once. A node runs some hundred pods; more than this is a fault, not a use.
 pub const IDENTITIES_MAX: usize = 10_000;
@@ -32,17 +32,19 @@ const RETRY_MAX: Duration = Duration::from_secs(150);
 const LIFETIME_MIN: Duration = Duration::from_secs(2);
 
 /// How certificates are asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CertSettings {
     /// Lifetime to request.
     pub lifetime: Duration,
     /// Share of the half life by which a renewal may come early, 0 to 1, so that a node's renewals spread out.
     pub jitter: f64,
+    /// Where refusals for want of room are counted.
+    pub hits: Hits,
 }
 
 impl Default for CertSettings {
     fn default() -> Self {
-        Self { lifetime: Duration::from_secs(24 * 3600), jitter: 0.1 }
+        Self { lifetime: Duration::from_secs(24 * 3600), jitter: 0.1, hits: Hits::default() }
     }
 }
 
@@ -117,6 +119,7 @@ impl CertManager {
         let settings = CertSettings {
             lifetime: settings.lifetime.max(LIFETIME_MIN),
             jitter: if settings.jitter.is_finite() { settings.jitter.clamp(0.0, 1.0) } else { 0.0 },
+            hits: settings.hits,
         };
         let state = Mutex::new(State::default());
         Arc::new(Self { shared: Arc::new(Shared { ca, clock, settings, state, changed: Notify::new() }) })
@@ -129,6 +132,7 @@ impl CertManager {
             let mut state = self.shared.state.lock();
             let now = self.shared.clock.now();
             if !state.entries.contains_key(identity) && state.entries.len() >= IDENTITIES_MAX {
+                self.shared.settings.hits.hit(Limit::Identities);
                 return Err(CertError::TooMany { identity: identity.clone(), limit: IDENTITIES_MAX });
             }
             let entry = state.entry(identity);
@@ -210,6 +214,9 @@ impl CertManager {
         let roots = match self.shared.ca.roots().await {
             Ok(roots) => roots,
             Err(error) => {
+                if matches!(error, CertError::BundleTooLarge { .. }) {
+                    self.shared.settings.hits.hit(Limit::Roots);
+                }
                 tracing::warn!(%error, "the trust bundle cannot be read; the last one stays in use");
                 return;
             }

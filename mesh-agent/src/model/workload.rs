@@ -54,4 +54,9 @@ impl Workload {
     pub fn display_name(&self) -> String {
         format!("{}.{}", self.name, self.namespace)
     }
+
+    /// The pod's own address of the other address's family.
+    pub fn address_like(&self, other: IpAddr) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|own| own.is_ipv4() == other.is_ipv4())
+    }
 }

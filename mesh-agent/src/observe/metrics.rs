@@ -5,7 +5,6 @@
 
 pub mod flow;
 pub mod labels;
-mod limit;
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -21,10 +20,10 @@ use prometheus_client::registry::Registry;
 
 use self::flow::{FLAGS, FLOW_LABEL_SETS_MAX, Flow, FlowTable, RTT_BOUNDS_US, TcpFigures};
 use self::labels::Flagged;
-pub use self::limit::Limit;
 use super::meta::{Direction, Path};
+pub use crate::model::Limit;
 use crate::model::reason::ROWS;
-use crate::model::{Identity, Reason};
+use crate::model::{Hits, Identity, Reason};
 
 /// What a scrape must be labelled as (OpenMetrics 1.0).
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -57,7 +56,7 @@ const PAIRS: usize = Direction::ALL.len() * Path::ALL.len();
 /// All metrics of the process.
 pub struct Metrics {
     flows: FlowTable,
-    limits: [AtomicU64; Limit::ALL.len()],
+    hits: Hits,
     open: [AtomicI64; PAIRS],
     /// By direction and path, then by reason; the last place is a good end.
     ended: [[AtomicU64; ROWS.len() + 1]; PAIRS],
@@ -81,7 +80,7 @@ impl Metrics {
     pub fn with_label_sets_max(max: usize) -> Arc<Self> {
         Arc::new(Self {
             flows: FlowTable::new(max),
-            limits: Default::default(),
+            hits: Hits::default(),
             open: Default::default(),
             ended: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
             probe: RwLock::new(None),
@@ -92,11 +91,16 @@ impl Metrics {
 
     /// Counts a hit of a limit.
     pub fn limit_hit(&self, limit: Limit) {
-        self.limit_hits(limit, 1);
+        self.hits.hit(limit);
     }
 
     pub fn limit_hits(&self, limit: Limit, times: u64) {
-        self.limits[limit as usize].fetch_add(times, Ordering::Relaxed);
+        self.hits.add(limit, times);
+    }
+
+    /// The counters of limits, for those who may not know this module.
+    pub fn hits(&self) -> Hits {
+        self.hits.clone()
     }
 
     /// How often a limit was hit.
@@ -106,7 +110,7 @@ impl Metrics {
             Limit::LogLines => self.dropped_lines.get().map_or(0, |lines| lines.load(Ordering::Relaxed)),
             _ => 0,
         };
-        own + self.limits[limit as usize].load(Ordering::Relaxed)
+        own + self.hits.count(limit)
     }
 
     /// Installs what other modules add to a scrape. Runs on the scraper's thread; must not block for long.
@@ -231,12 +235,7 @@ impl Metrics {
         plain(encoder, "nodemesh_metric_label_sets", help, self.flows.len() as f64)
     }
 
-    fn encode_probe(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let probe = {
-            let installed = self.probe.read();
-            let Some(probe) = installed.as_ref() else { return Ok(()) };
-            probe()
-        };
+    fn encode_probe(encoder: &mut DescriptorEncoder<'_>, probe: Probe) -> fmt::Result {
         plain(
             encoder,
             "nodemesh_world_version",
@@ -267,9 +266,11 @@ impl Metrics {
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        // First: who is asked may count hits of limits that only a look finds out.
+        let probe = self.probe.read().as_ref().map(|probe| probe());
         self.encode_traffic(&mut encoder)?;
         self.encode_agent(&mut encoder)?;
-        self.encode_probe(&mut encoder)
+        probe.map_or(Ok(()), |probe| Self::encode_probe(&mut encoder, probe))
     }
 }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use crate::capture::{Opener, OpenerRole};
-use crate::decide::inbound::{ConnFacts, judge};
+use crate::decide::MESH_PORTS;
+use crate::decide::inbound::{self as policy, ConnFacts};
 use crate::model::{Identity, Reason, Workload};
 use crate::net::sock;
 use crate::observe::{Conn, ConnMeta, DecisionId, Direction, Party, Path};
@@ -62,6 +63,13 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<LocalPod>, accepted: (Tcp
     let (stream, client) = accepted;
     let Ok(local) = stream.local_addr() else { return };
     let (client, local) = (sock::canonical(client), sock::canonical(local));
+    let (_tunnel, handshake) = match worker.shared.node_tunnels.enter(&pod.tunnels) {
+        Ok(permits) => permits,
+        Err(limit) => {
+            worker.shared.connections.metrics().limit_hit(limit);
+            return upstream::reset(stream);
+        }
+    };
     // Only the identity is kept: a tunnel outlives many snapshots.
     let identity = worker.shared.store.load().workload(&pod.id).map(|workload| workload.identity.clone());
     let Some(identity) = identity else { return upstream::reset(stream) };
@@ -81,7 +89,8 @@ pub async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<LocalPod>, accepted: (Tcp
             serve_connect(worker, pod, Connect { request, client, local: local.ip() }, responder)
         }
     };
-    let options = tunnel::ServeOptions::default();
+    let settings = worker.settings.clone();
+    let options = tunnel::ServeOptions { settings, handshake: Some(Box::new(handshake)) };
     if let Err(failure) = tunnel::serve(stream, cert, options, handler, drain).await {
         tracing::warn!(pod = %pod.id, peer = %client, reason = %failure.reason, "tunnel refused: {}", failure.message);
     }
@@ -132,8 +141,7 @@ fn check_target(target: SocketAddr, local: IpAddr) -> Result<(), Reason> {
     if target.ip() != local {
         return Err(Reason::ConnectTarget);
     }
-    let own = [mesh_common::PORT_OUTBOUND, mesh_common::PORT_INBOUND, mesh_common::PORT_HBONE];
-    if target.port() == 0 || own.contains(&target.port()) {
+    if target.port() == 0 || MESH_PORTS.contains(&target.port()) {
         return Err(Reason::ConnectMeshPort);
     }
     Ok(())
@@ -171,10 +179,7 @@ async fn judged_leg(
         source_ip: arrival.client.ip(),
         destination: arrival.destination,
     };
-    let verdict = judge(&*world, workload, &facts);
-    if !verdict.allowed {
-        return Err(Failure::new(verdict.reason.unwrap_or(Reason::PolicyDenied), "refused by policy"));
-    }
+    policy::admit(&*world, workload, &facts).map_err(|reason| Failure::new(reason, "refused by policy"))?;
     upstream::leg(worker, pod, arrival.client.ip(), arrival.destination).await
 }
 

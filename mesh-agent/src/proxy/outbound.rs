@@ -15,7 +15,7 @@ use crate::decide::{balance, inbound};
 use crate::identity::WorkloadCert;
 use crate::model::{Balance, Reason, Service, Workload};
 use crate::net::sock;
-use crate::observe::{Conn, ConnMeta, DecisionId, Direction, Party, Path};
+use crate::observe::{Conn, ConnMeta, DecisionId, Direction, Limit, Party, Path};
 use crate::proxy::limits::Permit;
 use crate::proxy::relay::{self, RelayEnd, RelayIo, TcpSide};
 use crate::proxy::upstream;
@@ -157,6 +157,11 @@ async fn try_endpoints(
             Err(_) => {}
         }
     }
+    if tried.len() == MAX_ENDPOINT_TRIES
+        && plan.endpoints.iter().filter(|one| one.ready).count() > tried.len()
+    {
+        worker.shared.connections.metrics().limit_hit(Limit::EndpointTries);
+    }
     if tried.is_empty() {
         let mut meta = meta(accepted, None, None, Path::Passthrough);
         meta.service = plan.service.as_ref().map(Arc::clone);
@@ -233,10 +238,7 @@ async fn local(
         source_ip: accepted.client.ip(),
         destination: leg.endpoint,
     };
-    let verdict = inbound::judge(&*world, workload, &facts);
-    if !verdict.allowed {
-        return Err(Failure::new(verdict.reason.unwrap_or(Reason::PolicyDenied), "refused by policy"));
-    }
+    inbound::admit(&*world, workload, &facts).map_err(|reason| Failure::new(reason, "refused by policy"))?;
     let pods = worker.shared.pods.load();
     let Some(target) = pods.get(&workload.id) else {
         return Err(Failure::new(
@@ -293,7 +295,7 @@ fn source_address(accepted: &Accepted, endpoint: SocketAddr) -> Option<IpAddr> {
     if client.is_ipv4() == endpoint.is_ipv4() {
         return Some(client);
     }
-    accepted.source.addresses.iter().copied().find(|address| address.is_ipv4() == endpoint.is_ipv4())
+    accepted.source.address_like(endpoint.ip())
 }
 
 fn meta(

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::model::Reason;
 use crate::tunnel::{Stream, StreamError};
 use legs::TcpLeg;
-use pump::{Fault, FromTunnel, TcpToTcp, ToTunnel};
+use pump::{Fault, FromTunnel, Sink, TcpToTcp, ToTunnel};
 
 pub use buffer::{POOLED_BUFFERS_MAX, RELAY_BUFFER_BYTES};
 pub use pump::{GATHER_MAX_CHUNKS, MERGE_BELOW_BYTES};
@@ -88,8 +88,14 @@ pub async fn tcp(client: TcpStream, server: TcpStream, io: &RelayIo<'_>) -> Rela
         if look && server.failed() {
             return Turn::end(RelayEnd::ServerReset);
         }
-        let sent = up.poll(cx, &mut client.tcp, &mut server.tcp, io.sent, down.source_ended());
-        let received = down.poll(cx, &mut server.tcp, &mut client.tcp, io.received, up.source_ended());
+        let sent =
+            up.poll(cx, &mut client.tcp, Sink { tcp: &mut server.tcp, ended: down.source_ended() }, io.sent);
+        let received = down.poll(
+            cx,
+            &mut server.tcp,
+            Sink { tcp: &mut client.tcp, ended: up.source_ended() },
+            io.received,
+        );
         let ended = match (sent, received) {
             (Poll::Ready(Err(Fault::Source)), _) | (_, Poll::Ready(Err(Fault::Sink))) => {
                 Some(RelayEnd::ClientReset)
@@ -121,7 +127,8 @@ pub async fn tunnel(tcp: TcpStream, mut stream: Stream, side: TcpSide, io: &Rela
             return Turn::end(side.tcp_reset());
         }
         let to = out.poll(cx, &mut leg.tcp, &mut stream, into_tunnel);
-        let from = back.poll(cx, &mut stream, &mut leg.tcp, out_of_tunnel, out.source_ended());
+        let from =
+            back.poll(cx, &mut stream, Sink { tcp: &mut leg.tcp, ended: out.source_ended() }, out_of_tunnel);
         let ended = match (to, from) {
             (Poll::Ready(Err(fault)), _) | (_, Poll::Ready(Err(fault))) => Some(side.end_of(fault)),
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Some(RelayEnd::Closed),

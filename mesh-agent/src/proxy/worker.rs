@@ -18,10 +18,10 @@ use tokio::task::{AbortHandle, LocalSet};
 
 use crate::capture::{CaptureHandle, WorkerListeners};
 use crate::identity::CertManager;
-use crate::model::{Identity, ServiceId, WorkloadId};
+use crate::model::{Hits, Identity, ServiceId, WorkloadId};
 use crate::net::netns::NetNs;
 use crate::observe::{ConnectionTable, Limit};
-use crate::proxy::limits::Budget;
+use crate::proxy::limits::{Budget, TunnelBudgets};
 use crate::proxy::{inbound, outbound};
 use crate::tunnel;
 use crate::world::WorldStore;
@@ -43,6 +43,7 @@ pub struct Shared {
     pub connections: ConnectionTable,
     pub capture: CaptureHandle,
     pub node_budget: Arc<Budget>,
+    pub node_tunnels: TunnelBudgets,
     /// Pods of this node that the agent serves now.
     pub pods: arc_swap::ArcSwap<imbl::HashMap<WorkloadId, Arc<LocalPod>>>,
     /// Round-robin positions, one per Service port for the whole node; the lock is taken when a worker meets a
@@ -57,6 +58,7 @@ pub struct LocalPod {
     /// `SO_NETNS_COOKIE` of its namespace.
     pub cookie: u64,
     pub budget: Arc<Budget>,
+    pub tunnels: TunnelBudgets,
 }
 
 /// What `agent` tells a worker.
@@ -91,6 +93,7 @@ impl Accepting {
 /// A running worker.
 pub struct WorkerHandle {
     commands: mpsc::Sender<Command>,
+    hits: Hits,
     thread: Option<std::thread::JoinHandle<()>>,
     end: watch::Sender<bool>,
     idle: watch::Receiver<bool>,
@@ -100,6 +103,8 @@ pub struct WorkerHandle {
 pub struct Worker {
     pub shared: Arc<Shared>,
     pub pool: tunnel::Pool,
+    /// Of every tunnel, dialled and accepted.
+    pub settings: tunnel::TunnelSettings,
     pub(super) draining: watch::Receiver<bool>,
     turns: RefCell<HashMap<(ServiceId, u16), Arc<AtomicU64>>>,
     load: RefCell<HashMap<SocketAddr, Rc<Cell<u32>>>>,
@@ -171,16 +176,20 @@ impl WorkerHandle {
         let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
         let (end, ended) = watch::channel(false);
         let (tell_idle, idle) = watch::channel(false);
+        let hits = shared.connections.metrics().hits();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let local = LocalSet::new();
             runtime.block_on(local.run_until(run(shared, inbox, ended, tell_idle)));
         })?;
-        Ok(Self { commands, thread: Some(thread), end, idle })
+        Ok(Self { commands, hits, thread: Some(thread), end, idle })
     }
 
     /// Hands a command over; an error means that the worker's thread is gone.
     pub async fn send(&self, command: Command) -> anyhow::Result<()> {
+        if self.commands.capacity() == 0 {
+            self.hits.hit(Limit::WorkerCommands);
+        }
         self.commands.send(command).await.map_err(|_gone| anyhow::anyhow!("a data-plane worker ended early"))
     }
 
@@ -215,9 +224,12 @@ async fn run(
     idle: watch::Sender<bool>,
 ) {
     let (drain, draining) = watch::channel(false);
+    let hits = shared.connections.metrics().hits();
+    let settings = tunnel::TunnelSettings { hits, ..tunnel::TunnelSettings::default() };
     let worker = Rc::new(Worker {
         shared,
-        pool: tunnel::Pool::new(tunnel::TunnelSettings::default()),
+        pool: tunnel::Pool::new(settings.clone()),
+        settings,
         draining,
         turns: RefCell::default(),
         load: RefCell::default(),
@@ -306,6 +318,7 @@ async fn accept(worker: &Rc<Worker>, pod: &Arc<LocalPod>, listener: &TcpListener
             Err(error)
                 if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) =>
             {
+                worker.shared.connections.metrics().limit_hit(Limit::OpenFiles);
                 tracing::warn!(pod = %pod.id, %error, "cannot accept; raise the agent's limit of open files");
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
@@ -321,5 +334,29 @@ fn serve(worker: &Rc<Worker>, pod: &Arc<LocalPod>, accepted: (TcpStream, SocketA
         Kind::Outbound => drop(tokio::task::spawn_local(outbound::serve(worker, pod, accepted))),
         Kind::Inbound => drop(tokio::task::spawn_local(inbound::serve_plaintext(worker, pod, accepted))),
         Kind::Hbone => drop(tokio::task::spawn_local(inbound::serve_tunnel(worker, pod, accepted))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_that_finds_the_queue_full_waits_and_is_counted() {
+        let (commands, mut inbox) = mpsc::channel(COMMAND_QUEUE);
+        let hits = Hits::default();
+        let (end, _ended) = watch::channel(false);
+        let (_tell_idle, idle) = watch::channel(false);
+        let handle = WorkerHandle { commands, hits: hits.clone(), thread: None, end, idle };
+        for _ in 0..COMMAND_QUEUE {
+            handle.send(Command::Drain).await.unwrap();
+        }
+        assert_eq!(hits.count(Limit::WorkerCommands), 0);
+        let (sent, taken) = tokio::join!(handle.send(Command::Drain), async {
+            tokio::task::yield_now().await;
+            inbox.recv().await.is_some()
+        });
+        assert!(sent.is_ok() && taken);
+        assert_eq!((hits.count(Limit::WorkerCommands), inbox.len()), (1, COMMAND_QUEUE));
     }
 }

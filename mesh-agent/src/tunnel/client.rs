@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::coalesce::{Coalesce, IoState, reason_of_io_error};
-use super::drive::{Keepalive, Look, Windows};
+use super::drive::{Keepalive, Look, Windows, count_flood};
 use super::pool::{OpenRequest, TunnelKey};
 use super::read_ahead::ReadAhead;
 use super::request::{connect_request, read_refusal};
@@ -58,17 +58,17 @@ pub(super) async fn connect<F>(
     key: TunnelKey,
     cert: Arc<WorkloadCert>,
     dial: F,
-    settings: TunnelSettings,
+    timeout: Duration,
 ) -> Result<Connected, Failure>
 where
     F: Future<Output = io::Result<TcpStream>>,
 {
     let address = key.address;
-    match tokio::time::timeout(settings.connect_timeout, connect_steps(key, cert, dial)).await {
+    match tokio::time::timeout(timeout, connect_steps(key, cert, dial)).await {
         Ok(result) => result,
         Err(_) => Err(Failure::new(
             Reason::ConnectTimeout,
-            format!("no tunnel to {address} within {} s", settings.connect_timeout.as_secs_f32()),
+            format!("no tunnel to {address} within {} s", timeout.as_secs_f32()),
         )),
     }
 }
@@ -128,34 +128,38 @@ fn builder() -> h2::client::Builder {
 }
 
 /// Runs a tunnel until it ends. `retire` is called when it has had no stream for long, or one of its certificates
-/// has ended; dropping the tunnel there is what closes it, once its streams have ended.
+/// has ended, and told the limit that was reached, if it was one; dropping the tunnel there is what closes it, once its
+/// streams have ended.
 pub(super) async fn drive(
     mut connection: ClientConnection,
     live: Rc<Live>,
-    settings: TunnelSettings,
-    retire: impl Fn(),
+    settings: &TunnelSettings,
+    retire: impl Fn(Option<Limit>),
 ) {
-    let mut keepalive = Keepalive::new(connection.ping_pong(), &settings);
+    let mut keepalive = Keepalive::new(connection.ping_pong(), settings);
     let mut windows = Windows::default();
     let mut expiry = pin!(live.validity.ended(settings.keepalive_every));
     let mut expired = false;
     let ended = poll_fn(|cx| {
         if !expired && expiry.as_mut().poll(cx).is_ready() {
             expired = true;
-            retire();
+            retire(None);
         }
         windows.adjust(&live, |bytes| connection.set_initial_window_size(bytes).is_ok());
         let polled = Pin::new(&mut connection).poll(cx);
         live.peer_max.set(connection.max_concurrent_send_streams());
         if let Poll::Ready(result) = polled {
-            return Poll::Ready(result.err().map(|_| live.reason()));
+            return Poll::Ready(result.err().map(|error| {
+                count_flood(&settings.hits, &error);
+                live.reason()
+            }));
         }
         while let Poll::Ready(look) = keepalive.poll(cx, &live.io) {
             if look == Look::Dead {
                 return Poll::Ready(Some(Reason::TunnelTimeout));
             }
             if live.streams.get() == 0 && live.last_used.get().elapsed() >= settings.idle_release {
-                retire();
+                retire(Some(Limit::IdleTunnels));
             }
         }
         Poll::Pending
@@ -166,14 +170,19 @@ pub(super) async fn drive(
 }
 
 impl Tunnel {
-    /// A place for a stream, when there is one.
-    pub(super) fn enter(&self) -> Option<StreamGuard> {
-        let limit = STREAMS_PER_TUNNEL.min(self.live.peer_max.get()).max(1);
-        let free = !self.live.closed.get()
-            && !self.live.validity.is_over()
-            && self.live.streams.get() < limit
-            && self.live.opened.get() < STREAMS_EVER_PER_TUNNEL;
+    /// A place for a stream, when there is one; `ever` streams are the tunnel's life.
+    pub(super) fn enter(&self, ever: u64) -> Option<StreamGuard> {
+        let free = !self.live.closed.get() && !self.live.validity.is_over() && self.full(ever).is_none();
         free.then(|| self.live.enter())
+    }
+
+    /// The limit that keeps the next stream away.
+    pub(super) fn full(&self, ever: u64) -> Option<Limit> {
+        if self.live.opened.get() >= ever {
+            return Some(Limit::TunnelLife);
+        }
+        let limit = STREAMS_PER_TUNNEL.min(self.live.peer_max.get()).max(1);
+        (self.live.streams.get() >= limit).then_some(Limit::TunnelStreams)
     }
 
     /// A handle for one CONNECT, so that the pool is not borrowed while it waits.
@@ -187,6 +196,7 @@ pub(super) async fn open(
     mut send: SendRequest<Bytes>,
     guard: StreamGuard,
     request: &OpenRequest,
+    hits: &Hits,
 ) -> Result<Stream, OpenError> {
     let head = connect_request(request.target, &request.headers).map_err(OpenError::Failed)?;
     poll_fn(|cx| send.poll_ready(cx)).await.map_err(|error| open_error(&guard, &error))?;
@@ -194,6 +204,9 @@ pub(super) async fn open(
     // Holding it would keep an idle tunnel from closing.
     drop(send);
     let response = answer.await.map_err(|error| open_error(&guard, &error))?;
+    if response.status() == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE {
+        hits.hit(Limit::HeaderList);
+    }
     if response.status() != StatusCode::OK {
         return Err(OpenError::Failed(read_refusal(&response)));
     }

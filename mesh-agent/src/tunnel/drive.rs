@@ -10,7 +10,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use super::coalesce::IoState;
 use super::stream::Live;
 use super::{
-    GROW_AFTER_BYTES, GROWN_STREAMS_MAX, STREAM_WINDOW_BYTES, STREAM_WINDOW_GROWN_BYTES, TunnelSettings,
+    GROW_AFTER_BYTES, GROWN_STREAMS_MAX, Hits, Limit, STREAM_WINDOW_BYTES, STREAM_WINDOW_GROWN_BYTES,
+    TunnelSettings,
 };
 
 /// PINGs a peer that has been silent and notices when it stays so.
@@ -71,6 +72,13 @@ impl Keepalive {
             // Registers for the answer; it cannot be here yet.
             drop(ping.poll_pong(cx));
         }
+    }
+}
+
+/// Counts a tunnel that ended because its peer cost us more than itself (the engine says ENHANCE_YOUR_CALM).
+pub(super) fn count_flood(hits: &Hits, error: &h2::Error) {
+    if error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+        hits.hit(Limit::TunnelFlood);
     }
 }
 

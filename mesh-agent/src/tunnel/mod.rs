@@ -19,7 +19,7 @@ mod validity;
 
 use std::time::Duration;
 
-use crate::model::Reason;
+use crate::model::{Hits, Limit, Reason};
 
 pub use pool::{OpenRequest, Pool, PoolStats, TunnelKey};
 pub use request::{ConnectHeaders, REASON_HEADER};
@@ -67,8 +67,11 @@ pub const SMALL_FRAMES_OVERHEAD_BYTES: usize = 16 * 1024 * 1024;
 /// Streams opened on one tunnel over its life; then the pool opens another, so that the counters above start anew.
 pub const STREAMS_EVER_PER_TUNNEL: u64 = 100_000;
 
-/// The times of tunnels. Defaults are what Istio's ztunnel uses, so that both sides give up alike.
-#[derive(Clone, Copy, Debug)]
+/// Tunnels of one pool. One more closes the idlest, or is refused where each has a stream.
+pub const TUNNELS_PER_POOL_MAX: usize = 4096;
+
+/// The times and sizes of tunnels. Defaults of times are what Istio's ztunnel uses, so that both sides give up alike.
+#[derive(Clone, Debug)]
 pub struct TunnelSettings {
     /// TCP connect, TLS and HTTP/2 set-up together.
     pub connect_timeout: Duration,
@@ -80,6 +83,12 @@ pub struct TunnelSettings {
     pub keepalive_timeout: Duration,
     /// A tunnel without streams is closed after this long.
     pub idle_release: Duration,
+    /// Tunnels of one pool.
+    pub tunnels_max: usize,
+    /// Streams of one tunnel over its life, on the dialling side.
+    pub streams_ever: u64,
+    /// Where hits of the limits are counted.
+    pub hits: Hits,
 }
 
 impl Default for TunnelSettings {
@@ -90,6 +99,9 @@ impl Default for TunnelSettings {
             keepalive_every: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(20),
             idle_release: Duration::from_secs(300),
+            tunnels_max: TUNNELS_PER_POOL_MAX,
+            streams_ever: STREAMS_EVER_PER_TUNNEL,
+            hits: Hits::default(),
         }
     }
 }

@@ -18,7 +18,7 @@ use super::client::{self, Connected, OpenError, Tunnel};
 use super::stream::{Live, Stream, StreamGuard};
 use super::{ConnectHeaders, Failure, TunnelSettings};
 use crate::identity::WorkloadCert;
-use crate::model::{Identity, Reason, WorkloadId};
+use crate::model::{Identity, Limit, Reason, WorkloadId};
 
 /// Tunnels that one open may find gone before it gives up. A peer whose agent is being replaced may take a new
 /// tunnel and say goodbye at once, more than once.
@@ -124,7 +124,7 @@ impl Pool {
                 self.wait_for_tunnel(&request, &mut dial).await?;
                 continue;
             };
-            match client::open(sender, guard, &request).await {
+            match client::open(sender, guard, &request, &self.inner.settings.hits).await {
                 Ok(stream) => return Ok(stream),
                 Err(OpenError::Failed(failure)) => return Err(failure),
                 Err(OpenError::TunnelGone(failure)) => {
@@ -179,7 +179,9 @@ impl Pool {
         let slot = slots.get_mut(&request.key)?;
         // A certificate is replaced by a renewal or a new trust bundle: new streams prove themselves anew.
         slot.tunnels.retain(|tunnel| !tunnel.live.closed.get() && Arc::ptr_eq(&tunnel.cert, &request.cert));
-        slot.tunnels.iter().find_map(|tunnel| Some((tunnel.sender(), tunnel.enter()?)))
+        slot.tunnels
+            .iter()
+            .find_map(|tunnel| Some((tunnel.sender(), tunnel.enter(self.inner.settings.streams_ever)?)))
     }
 
     async fn wait_for_tunnel<D, F>(&self, request: &OpenRequest, dial: &mut D) -> Result<(), Failure>
@@ -187,19 +189,21 @@ impl Pool {
         D: FnMut() -> F,
         F: Future<Output = io::Result<TcpStream>> + 'static,
     {
+        self.inner.make_room(&request.key)?;
         let mut dialling = {
             let mut slots = self.inner.slots.borrow_mut();
             let slot = slots.entry(request.key.clone()).or_default();
             match &slot.dialling {
                 Some(dialling) => dialling.clone(),
                 None => {
+                    self.inner.count_full(slot);
                     let (done, dialling) = watch::channel(None);
                     slot.dialling = Some(dialling.clone());
                     let connect = client::connect(
                         request.key.clone(),
                         Arc::clone(&request.cert),
                         dial(),
-                        self.inner.settings,
+                        self.inner.settings.connect_timeout,
                     );
                     // A task of its own: the opener may go away, those who wait with it may not suffer.
                     tokio::task::spawn_local(establish(
@@ -229,18 +233,22 @@ async fn establish(
     let result = connect.await;
     let Some(inner) = pool.upgrade() else { return };
     let connected = inner.file(&key, result, &done);
-    let settings = inner.settings;
+    let settings = inner.settings.clone();
     let _driven = DrivenGuard::new(&inner.driven);
     // The pool must be able to go while its tunnels finish.
     drop(inner);
     let Some((connection, live)) = connected else { return };
-    let retire = || {
-        live.closed.set(true);
+    let retire = |limit: Option<Limit>| {
+        if !live.closed.replace(true)
+            && let Some(limit) = limit
+        {
+            settings.hits.hit(limit);
+        }
         if let Some(inner) = pool.upgrade() {
             inner.evict_closed(&key);
         }
     };
-    client::drive(connection, Rc::clone(&live), settings, retire).await;
+    client::drive(connection, Rc::clone(&live), &settings, retire).await;
     if let Some(inner) = pool.upgrade() {
         inner.evict_closed(&key);
     }
@@ -270,6 +278,42 @@ impl Inner {
         }
         done.send_replace(Some(answer));
         filed
+    }
+
+    /// Counts the limit of the newest tunnel that makes another one necessary.
+    fn count_full(&self, slot: &Slot) {
+        if let Some(limit) = slot.tunnels.last().and_then(|tunnel| tunnel.full(self.settings.streams_ever)) {
+            self.settings.hits.hit(limit);
+        }
+    }
+
+    /// Sees to it that the pool has a place for another tunnel, where one is to be dialled for `key`.
+    fn make_room(&self, key: &TunnelKey) -> Result<(), Failure> {
+        let idlest = {
+            let slots = self.slots.borrow();
+            let count = |slot: &Slot| slot.tunnels.len() + usize::from(slot.dialling.is_some());
+            let dialling = slots.get(key).is_some_and(|slot| slot.dialling.is_some());
+            if dialling || slots.values().map(count).sum::<usize>() < self.settings.tunnels_max {
+                return Ok(());
+            }
+            let tunnels =
+                slots.iter().flat_map(|(key, slot)| slot.tunnels.iter().map(move |tunnel| (key, tunnel)));
+            tunnels
+                .filter(|(_, tunnel)| tunnel.live.streams.get() == 0)
+                .min_by_key(|(_, tunnel)| tunnel.live.last_used.get())
+                .map(|(key, tunnel)| (key.clone(), Rc::clone(&tunnel.live)))
+        };
+        self.settings.hits.hit(Limit::Tunnels);
+        let Some((key, live)) = idlest else {
+            let max = self.settings.tunnels_max;
+            return Err(Failure::new(
+                Reason::LimitReached,
+                format!("{max} tunnels are open and in use: raise --workers"),
+            ));
+        };
+        live.closed.set(true);
+        self.evict_closed(&key);
+        Ok(())
     }
 
     fn evict_closed(&self, key: &TunnelKey) {

@@ -110,7 +110,7 @@ pub(super) fn read_refusal<B>(response: &Response<B>) -> Failure {
         (None, 400) => Reason::ConnectTarget,
         (None, 404) => Reason::UnknownWorkload,
         (None, 408 | 504) => Reason::ConnectTimeout,
-        (None, 429) => Reason::LimitReached,
+        (None, 429 | 431) => Reason::LimitReached,
         (None, 500..=599) => Reason::ConnectFailed,
         (None, _) => Reason::TunnelProtocol,
     };

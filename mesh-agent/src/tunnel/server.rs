@@ -1,6 +1,7 @@
 //! The accepting side of a tunnel: TLS with a client certificate, HTTP/2, CONNECT requests to a handler.
 //! Owns: the limits of an accepted tunnel and its drain. Never: answers 200 by itself.
 
+use std::any::Any;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -17,7 +18,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::client::TLS_BUFFER_BYTES;
 use super::coalesce::{Coalesce, IoState, reason_of_io_error};
-use super::drive::{Keepalive, Look, Windows};
+use super::drive::{Keepalive, Look, Windows, count_flood};
 use super::read_ahead::ReadAhead;
 use super::request::{read_connect, refusal};
 use super::stream::{Live, Stream, StreamError, StreamGuard};
@@ -27,9 +28,11 @@ use crate::identity::{WorkloadCert, peer_identity};
 use crate::model::Identity;
 
 /// How to serve a tunnel.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct ServeOptions {
     pub settings: TunnelSettings,
+    /// Held until the handshake is over, well or not: a place among those under way.
+    pub handshake: Option<Box<dyn Any>>,
 }
 
 /// How an accepted tunnel ended, when it ended well.
@@ -102,11 +105,12 @@ where
     F: Future<Output = ()> + 'static,
     D: Future<Output = ()>,
 {
-    let settings = options.settings;
+    let ServeOptions { settings, handshake } = options;
     let setup = tokio::time::timeout(settings.handshake_timeout, Box::pin(accept(tcp, cert)));
     let accepted = setup.await.map_err(|late| {
         Failure::new(Reason::TlsHandshake, format!("the peer did not finish its handshake: {late}"))
     })??;
+    drop(handshake);
     let Accepted { connection, peer, peer_addr, live } = accepted;
     let template = ConnectRequest {
         peer: peer.clone(),
@@ -116,11 +120,15 @@ where
     };
     let dispatch = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
         receive(&template, &live, request, respond, &handler);
+        if live.streams.get() == SERVER_STREAMS_MAX as usize {
+            // The engine refuses the next one by itself and tells nobody.
+            settings.hits.hit(Limit::TunnelStreams);
+        }
     };
     let drain = async {
         tokio::select! { () = drain => {}, () = live.validity.ended(settings.keepalive_every) => {} }
     };
-    run(connection, &live, settings, dispatch, drain).await?;
+    run(connection, &live, &settings, dispatch, drain).await?;
     Ok(ServerEnd { peer, streams: live.opened.get() })
 }
 
@@ -183,7 +191,7 @@ fn builder() -> h2::server::Builder {
 async fn run<D>(
     mut connection: ServerConnection,
     live: &Rc<Live>,
-    settings: TunnelSettings,
+    settings: &TunnelSettings,
     dispatch: impl Fn(Request<RecvStream>, SendResponse<Bytes>),
     drain: D,
 ) -> Result<(), Failure>
@@ -192,7 +200,7 @@ where
 {
     let mut drain = std::pin::pin!(drain);
     let mut draining = false;
-    let mut keepalive = Keepalive::new(connection.ping_pong(), &settings);
+    let mut keepalive = Keepalive::new(connection.ping_pong(), settings);
     let mut windows = Windows::default();
     let ended = poll_fn(|cx| {
         if !draining && drain.as_mut().poll(cx).is_ready() {
@@ -208,6 +216,7 @@ where
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Ready(Some(Err(error))) => {
+                    count_flood(&settings.hits, &error);
                     return Poll::Ready(Err(Failure::new(
                         live.reason(),
                         format!("the tunnel broke: {error}"),
@@ -225,6 +234,7 @@ where
             let idle = live.streams.get() == 0 && live.last_used.get().elapsed() >= settings.idle_release * 2;
             if idle && !draining {
                 draining = true;
+                settings.hits.hit(Limit::IdleTunnels);
                 connection.graceful_shutdown();
                 cx.waker().wake_by_ref();
             }

@@ -76,10 +76,11 @@ impl Port {
             while let Ok((tcp, _)) = listener.accept().await {
                 tunnels.set(tunnels.get() + 1);
                 let (handler, ends, cert) = (Rc::clone(&handler), Rc::clone(&ends), Arc::clone(&cert));
+                let settings = settings.clone();
                 let mut draining = draining.clone();
                 spawn_local(async move {
                     let drain = async move { drop(draining.wait_for(|drain| *drain).await) };
-                    let options = ServeOptions { settings };
+                    let options = ServeOptions { settings, ..ServeOptions::default() };
                     let end = serve(tcp, cert, options, |c, r| handler(c, r), drain).await;
                     ends.borrow_mut().push(end);
                 });

@@ -204,4 +204,6 @@ impl Snapshot for World {
 }
 
 #[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
 //! The verdict cache: what the kernel answers by itself.
 
 use std::collections::HashMap;
-use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use mesh_agent::capture::{Enrolled, Event, FlowEnds, KernelAction, OpenerRole};
@@ -10,6 +10,39 @@ use mesh_agent::capture::{Enrolled, Event, FlowEnds, KernelAction, OpenerRole};
 use crate::lab::{Agent, Kind, Node, Pod, accept, accept_app, accept_within, errno, eventually, says};
 
 const SHORT: Duration = Duration::from_millis(300);
+
+/// Two enrolled pods of one node, an application in the second.
+pub(crate) struct Pair {
+    // Listeners and sockets go before the agent, pods after it.
+    pub(crate) app: TcpListener,
+    pub(crate) from: Enrolled,
+    pub(crate) to: Enrolled,
+    pub(crate) agent: Agent,
+    pub(crate) client: Pod,
+    pub(crate) server: Pod,
+    pub(crate) node: Node,
+}
+
+impl Pair {
+    /// The application listens at `at`.
+    pub(crate) fn new(at: &str) -> Self {
+        let node = Node::new();
+        let (client, server) = (node.pod("client"), node.pod("server"));
+        let mut agent = Agent::new();
+        let app = server.space.listen(at);
+        let (from, to) = (agent.enrol(&client), agent.enrol(&server));
+        Self { app, from, to, agent, client, server, node }
+    }
+
+    /// The only verdict: what becomes of the client's connections to `to`.
+    pub(crate) fn set(&self, to: SocketAddr, action: KernelAction) {
+        self.agent.handle().set_verdicts(&verdicts(&[(&self.client, to, action)])).unwrap();
+    }
+
+    pub(crate) fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        self.client.space.connect(to)
+    }
+}
 
 fn verdicts(pairs: &[(&Pod, SocketAddr, KernelAction)]) -> HashMap<(u64, SocketAddr), KernelAction> {
     pairs.iter().map(|(pod, to, action)| ((pod.cookie(), *to), *action)).collect()
@@ -21,94 +54,74 @@ fn opener(pod: &Enrolled) -> FlowEnds<'_> {
 
 #[test]
 fn a_bypassed_flow_reaches_the_application_without_the_agent_and_is_listed_while_it_lives() {
-    let node = Node::new();
-    let (client, server) = (node.pod("client"), node.pod("server"));
-    let mut agent = Agent::new();
-    let app = server.space.listen("[::]:8080");
-    let from = agent.enrol(&client);
-    let to = agent.enrol(&server);
+    let pair = Pair::new("[::]:8080");
     for v6 in [false, true] {
-        let target = server.at(v6, 8080);
-        let wanted = verdicts(&[(&client, target, KernelAction::Bypass)]);
-        assert_eq!(agent.handle().set_verdicts(&wanted).unwrap().written, 1);
-        let mut opened = client.space.connect(target).unwrap();
-        let (mut served, peer) = accept_app(&app);
+        let target = pair.server.at(v6, 8080);
+        let wanted = verdicts(&[(&pair.client, target, KernelAction::Bypass)]);
+        assert_eq!(pair.agent.handle().set_verdicts(&wanted).unwrap().written, 1);
+        let mut opened = pair.connect(target).unwrap();
+        let (mut served, peer) = accept_app(&pair.app);
         assert_eq!(peer, opened.local_addr().unwrap());
         says(&mut opened, &mut served, "direct");
-        let flows = agent.handle().flows().unwrap();
+        let flows = pair.agent.handle().flows().unwrap();
         assert_eq!(flows.len(), 1);
-        assert_eq!((flows[0].opener, flows[0].local, flows[0].remote), (client.cookie(), peer, target));
-        assert!(accept_within(&from, Kind::Outbound, Duration::from_millis(50)).is_none());
-        assert!(accept_within(&to, Kind::Inbound, Duration::from_millis(50)).is_none());
+        assert_eq!((flows[0].opener, flows[0].local, flows[0].remote), (pair.client.cookie(), peer, target));
+        assert!(accept_within(&pair.from, Kind::Outbound, Duration::from_millis(50)).is_none());
+        assert!(accept_within(&pair.to, Kind::Inbound, Duration::from_millis(50)).is_none());
         drop((opened, served));
-        eventually("the flow is gone", || agent.handle().flows().unwrap().is_empty());
+        eventually("the flow is gone", || pair.agent.handle().flows().unwrap().is_empty());
     }
-    assert_eq!(agent.counter("bypassed"), 2);
+    assert_eq!(pair.agent.counter("bypassed"), 2);
 }
 
 #[test]
 fn a_refused_destination_answers_connection_refused_and_others_still_pass_through_the_agent() {
-    let node = Node::new();
-    let (client, server) = (node.pod("client"), node.pod("server"));
-    let mut agent = Agent::new();
-    let _app = server.space.listen("[::]:8080");
-    let _other = server.space.listen("[::]:8081");
-    let from = agent.enrol(&client);
-    let _to = agent.enrol(&server);
+    let pair = Pair::new("[::]:8080");
+    let _other = pair.server.space.listen("[::]:8081");
     for v6 in [false, true] {
-        let target = server.at(v6, 8080);
-        agent.handle().set_verdicts(&verdicts(&[(&client, target, KernelAction::Refuse)])).unwrap();
-        assert_eq!(errno(client.space.connect(target)), Some(libc::ECONNREFUSED));
-        let _passes = client.space.connect(server.at(v6, 8081)).unwrap();
-        assert_eq!(accept(&from, Kind::Outbound).local, server.at(v6, 8081));
+        let target = pair.server.at(v6, 8080);
+        pair.set(target, KernelAction::Refuse);
+        assert_eq!(errno(pair.connect(target)), Some(libc::ECONNREFUSED));
+        let _passes = pair.connect(pair.server.at(v6, 8081)).unwrap();
+        assert_eq!(accept(&pair.from, Kind::Outbound).local, pair.server.at(v6, 8081));
     }
-    assert_eq!(agent.counter("refused"), 2);
+    assert_eq!(pair.agent.counter("refused"), 2);
 }
 
 #[test]
 fn a_new_generation_voids_every_verdict_until_they_are_set_again() {
-    let node = Node::new();
-    let (client, server) = (node.pod("client"), node.pod("server"));
-    let mut agent = Agent::new();
-    let app = server.space.listen("0.0.0.0:8080");
-    let from = agent.enrol(&client);
-    let _to = agent.enrol(&server);
-    let target = server.at(false, 8080);
-    let wanted = verdicts(&[(&client, target, KernelAction::Bypass)]);
-    agent.handle().set_verdicts(&wanted).unwrap();
-    agent.handle().bump_generation().unwrap();
-    let _captured = client.space.connect(target).unwrap();
-    assert_eq!(accept(&from, Kind::Outbound).local, target);
-    agent.handle().set_verdicts(&wanted).unwrap();
-    let direct = client.space.connect(target).unwrap();
-    assert_eq!(accept_app(&app).1, direct.local_addr().unwrap());
+    let pair = Pair::new("0.0.0.0:8080");
+    let target = pair.server.at(false, 8080);
+    let wanted = verdicts(&[(&pair.client, target, KernelAction::Bypass)]);
+    pair.agent.handle().set_verdicts(&wanted).unwrap();
+    pair.agent.handle().bump_generation().unwrap();
+    let _captured = pair.connect(target).unwrap();
+    assert_eq!(accept(&pair.from, Kind::Outbound).local, target);
+    pair.agent.handle().set_verdicts(&wanted).unwrap();
+    let direct = pair.connect(target).unwrap();
+    assert_eq!(accept_app(&pair.app).1, direct.local_addr().unwrap());
     let none = HashMap::new();
-    assert_eq!(agent.handle().set_verdicts(&none).unwrap().removed, 1);
-    let _captured = client.space.connect(target).unwrap();
-    assert_eq!(accept(&from, Kind::Outbound).local, target);
+    assert_eq!(pair.agent.handle().set_verdicts(&none).unwrap().removed, 1);
+    let _captured = pair.connect(target).unwrap();
+    assert_eq!(accept(&pair.from, Kind::Outbound).local, target);
 }
 
 #[test]
 fn a_live_bypassed_flow_is_destroyed_and_both_ends_see_a_reset() {
-    let node = Node::new();
-    let (client, server) = (node.pod("client"), node.pod("server"));
-    let mut agent = Agent::new();
-    let app = server.space.listen("[::]:8080");
-    let from = agent.enrol(&client);
-    let _to = agent.enrol(&server);
+    let pair = Pair::new("[::]:8080");
     for v6 in [false, true] {
-        let target = server.at(v6, 8080);
-        agent.handle().set_verdicts(&verdicts(&[(&client, target, KernelAction::Bypass)])).unwrap();
-        let mut opened = client.space.connect(target).unwrap();
-        let (mut served, _) = accept_app(&app);
+        let target = pair.server.at(v6, 8080);
+        pair.set(target, KernelAction::Bypass);
+        let mut opened = pair.connect(target).unwrap();
+        let (mut served, _) = accept_app(&pair.app);
         says(&mut opened, &mut served, "alive");
-        agent.handle().set_verdicts(&HashMap::new()).unwrap();
-        let flow = agent.handle().flows().unwrap()[0];
-        assert!(agent.handle().destroy(&flow, opener(&from)).unwrap());
+        pair.agent.handle().set_verdicts(&HashMap::new()).unwrap();
+        let flow = pair.agent.handle().flows().unwrap()[0];
+        assert!(pair.agent.handle().destroy(&flow, opener(&pair.from)).unwrap());
         assert_eq!(errno(served.read(&mut [0; 1])), Some(libc::ECONNRESET));
         assert_eq!(errno(opened.read(&mut [0; 1])), Some(libc::ECONNABORTED));
-        assert!(!agent.handle().destroy(&flow, opener(&from)).unwrap());
-        assert!(agent.handle().flows().unwrap().is_empty());
+        assert!(!pair.agent.handle().destroy(&flow, opener(&pair.from)).unwrap());
+        assert!(pair.agent.handle().flows().unwrap().is_empty());
     }
 }
 
@@ -163,7 +176,7 @@ fn a_flow_that_took_the_addresses_of_another_is_not_taken_for_it() {
         socket.set_reuse_address(true).unwrap();
         socket.bind(&SocketAddr::new(client.v4, port).into()).unwrap();
         socket.connect_timeout(&target.into(), Duration::from_secs(3)).unwrap();
-        std::net::TcpStream::from(socket)
+        TcpStream::from(socket)
     };
     let first = connect(40_000);
     let (served, _) = accept_app(&app);
@@ -213,38 +226,28 @@ fn a_withdrawn_pod_leaves_no_verdict_from_or_to_it_and_a_released_one_no_leg() {
 
 #[test]
 fn a_connection_that_is_mapped_into_ipv6_bypasses_and_is_destroyed_like_any_other() {
-    let node = Node::new();
-    let (client, server) = (node.pod("client"), node.pod("server"));
-    let mut agent = Agent::new();
-    let app = server.space.listen("[::]:8080");
-    let from = agent.enrol(&client);
-    let _to = agent.enrol(&server);
-    let target = server.at(false, 8080);
-    agent.handle().set_verdicts(&verdicts(&[(&client, target, KernelAction::Bypass)])).unwrap();
-    let mapped: SocketAddr = format!("[::ffff:{}]:8080", server.v4).parse().unwrap();
-    let mut opened = client.space.connect(mapped).unwrap();
-    let (mut served, _) = accept_app(&app);
+    let pair = Pair::new("[::]:8080");
+    let target = pair.server.at(false, 8080);
+    pair.set(target, KernelAction::Bypass);
+    let mapped: SocketAddr = format!("[::ffff:{}]:8080", pair.server.v4).parse().unwrap();
+    let mut opened = pair.connect(mapped).unwrap();
+    let (mut served, _) = accept_app(&pair.app);
     says(&mut opened, &mut served, "mapped");
-    let flow = agent.handle().flows().unwrap()[0];
+    let flow = pair.agent.handle().flows().unwrap()[0];
     assert_eq!(flow.remote, target);
-    assert!(agent.handle().destroy(&flow, opener(&from)).unwrap());
+    assert!(pair.agent.handle().destroy(&flow, opener(&pair.from)).unwrap());
     assert_eq!(errno(served.read(&mut [0; 1])), Some(libc::ECONNRESET));
 }
 
 #[tokio::test]
 async fn the_end_of_a_bypassed_flow_is_reported_with_its_bytes() {
-    let node = Node::new();
-    let (client, server) = (node.pod("client"), node.pod("server"));
-    let mut agent = Agent::new();
-    let app = server.space.listen("[::]:8080");
-    let _from = agent.enrol(&client);
-    let _to = agent.enrol(&server);
-    let mut events = agent.capture().events().unwrap();
+    let mut pair = Pair::new("[::]:8080");
+    let mut events = pair.agent.capture().events().unwrap();
     for v6 in [false, true] {
-        let target = server.at(v6, 8080);
-        agent.handle().set_verdicts(&verdicts(&[(&client, target, KernelAction::Bypass)])).unwrap();
-        let mut opened = client.space.connect(target).unwrap();
-        let (mut served, peer) = accept_app(&app);
+        let target = pair.server.at(v6, 8080);
+        pair.set(target, KernelAction::Bypass);
+        let mut opened = pair.connect(target).unwrap();
+        let (mut served, peer) = accept_app(&pair.app);
         opened.write_all(&[7; 1000]).unwrap();
         served.read_exact(&mut [0; 1000]).unwrap();
         served.write_all(&[8; 3000]).unwrap();
@@ -258,7 +261,7 @@ async fn the_end_of_a_bypassed_flow_is_reported_with_its_bytes() {
                 break closed;
             }
         };
-        assert_eq!((closed.opener, closed.local, closed.remote), (client.cookie(), peer, target));
+        assert_eq!((closed.opener, closed.local, closed.remote), (pair.client.cookie(), peer, target));
         assert_eq!((closed.sent, closed.received), (1000, 3000));
         assert_eq!(closed.retransmits, 0);
         assert!(closed.round_trip > Duration::ZERO && closed.duration > Duration::ZERO);
@@ -267,18 +270,14 @@ async fn the_end_of_a_bypassed_flow_is_reported_with_its_bytes() {
 
 #[test]
 fn an_unenrolled_pod_that_takes_an_enrolled_pods_address_gets_no_bypass() {
-    let node = Node::new();
-    let (client, server, thief) = (node.pod("client"), node.pod("server"), node.pod("thief"));
-    let mut agent = Agent::new();
-    let _app = server.space.listen("[::]:8080");
-    let _from = agent.enrol(&client);
-    let to = agent.enrol(&server);
+    let pair = Pair::new("[::]:8080");
+    let thief = pair.node.pod("thief");
     for v6 in [false, true] {
-        let target = server.at(v6, 8080);
-        agent.handle().set_verdicts(&verdicts(&[(&client, target, KernelAction::Bypass)])).unwrap();
+        let target = pair.server.at(v6, 8080);
+        pair.set(target, KernelAction::Bypass);
         // The real owner falls silent, so that the thief's packets find their way back to it.
-        client.space.ip("link set eth0 down");
-        let (address, length) = (client.at(v6, 0).ip(), if v6 { 64 } else { 24 });
+        pair.client.space.ip("link set eth0 down");
+        let (address, length) = (pair.client.at(v6, 0).ip(), if v6 { 64 } else { 24 });
         thief.space.ip("addr flush dev eth0");
         thief.space.ip(&format!("addr add {address}/{length} dev eth0"));
         if v6 {
@@ -287,56 +286,46 @@ fn an_unenrolled_pod_that_takes_an_enrolled_pods_address_gets_no_bypass() {
             });
         }
         let stolen = thief.space.connect(target).unwrap();
-        let accepted = accept(&to, Kind::Inbound);
+        let accepted = accept(&pair.to, Kind::Inbound);
         assert_eq!(accepted.peer, stolen.local_addr().unwrap());
         assert_eq!(accepted.peer.ip(), address);
-        assert_eq!(agent.handle().opener(accepted.peer, accepted.local).unwrap(), None);
-        client.space.ip("link set eth0 up");
-        client.space.ip("-6 addr replace fd99::2/64 dev eth0 nodad");
+        assert_eq!(pair.agent.handle().opener(accepted.peer, accepted.local).unwrap(), None);
+        pair.client.space.ip("link set eth0 up");
+        pair.client.space.ip("-6 addr replace fd99::2/64 dev eth0 nodad");
     }
 }
 
 #[test]
 fn a_multipath_flow_bypasses_like_any_other_or_goes_through_the_agent() {
-    let node = Node::new();
-    let (client, server) = (node.pod("client"), node.pod("server"));
-    let mut agent = Agent::new();
-    let app = server.space.listen("[::]:8080");
-    let _from = agent.enrol(&client);
-    let to = agent.enrol(&server);
-    let target = server.at(false, 8080);
-    agent.handle().set_verdicts(&verdicts(&[(&client, target, KernelAction::Bypass)])).unwrap();
+    let pair = Pair::new("[::]:8080");
+    let target = pair.server.at(false, 8080);
+    pair.set(target, KernelAction::Bypass);
     let make = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, Some(262.into()));
-    let Ok(socket) = client.space.netns.run(make).unwrap() else { return };
+    let Ok(socket) = pair.client.space.netns.run(make).unwrap() else { return };
     socket.connect_timeout(&target.into(), Duration::from_secs(3)).unwrap();
-    eprintln!("flows {:?}", agent.handle().flows().unwrap());
-    if agent.handle().flows().unwrap().is_empty() {
-        accept(&to, Kind::Inbound);
+    eprintln!("flows {:?}", pair.agent.handle().flows().unwrap());
+    if pair.agent.handle().flows().unwrap().is_empty() {
+        accept(&pair.to, Kind::Inbound);
     } else {
-        accept_app(&app);
+        accept_app(&pair.app);
     }
 }
 
 #[test]
 fn a_verdict_withdrawn_while_the_first_packet_is_on_its_way_hands_the_flow_to_the_agent() {
-    let node = Node::new();
-    let (client, server) = (node.pod("client"), node.pod("server"));
-    let mut agent = Agent::new();
-    let _app = server.space.listen("0.0.0.0:8080");
-    let _from = agent.enrol(&client);
-    let to = agent.enrol(&server);
-    let target = server.at(false, 8080);
-    agent.handle().set_verdicts(&verdicts(&[(&client, target, KernelAction::Bypass)])).unwrap();
+    let pair = Pair::new("0.0.0.0:8080");
+    let target = pair.server.at(false, 8080);
+    pair.set(target, KernelAction::Bypass);
     // The server's link is down: the SYN is sent again a second later, when the verdict is gone.
-    server.space.ip("link set eth0 down");
+    pair.server.space.ip("link set eth0 down");
     std::thread::scope(|scope| {
-        let opened = scope.spawn(|| client.space.connect(target));
-        eventually("the flow is filed", || agent.handle().flows().unwrap().len() == 1);
-        agent.handle().set_verdicts(&HashMap::new()).unwrap();
-        server.space.ip("link set eth0 up");
-        let accepted = accept(&to, Kind::Inbound);
-        let opener = agent.handle().opener(accepted.peer, accepted.local).unwrap().unwrap();
-        assert_eq!((opener.cookie, opener.role), (client.cookie(), OpenerRole::Application));
+        let opened = scope.spawn(|| pair.connect(target));
+        eventually("the flow is filed", || pair.agent.handle().flows().unwrap().len() == 1);
+        pair.agent.handle().set_verdicts(&HashMap::new()).unwrap();
+        pair.server.space.ip("link set eth0 up");
+        let accepted = accept(&pair.to, Kind::Inbound);
+        let opener = pair.agent.handle().opener(accepted.peer, accepted.local).unwrap().unwrap();
+        assert_eq!((opener.cookie, opener.role), (pair.client.cookie(), OpenerRole::Application));
         assert!(opened.join().unwrap().is_ok());
     });
 }

@@ -69,6 +69,19 @@ impl Space {
         Ok(stream)
     }
 
+    /// Begins to connect and does not wait.
+    pub(crate) fn begin(&self, to: SocketAddr) -> socket2::Socket {
+        let make = || {
+            let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            match socket.connect(&to.into()) {
+                Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+                _ => Ok(socket),
+            }
+        };
+        self.netns.run(make).unwrap().unwrap()
+    }
+
     pub(crate) fn listen(&self, at: &str) -> TcpListener {
         self.netns.run(|| TcpListener::bind(at)).unwrap().unwrap()
     }

@@ -55,13 +55,13 @@ pub(crate) fn traces(pod: &Pod) -> Result<String> {
     })
 }
 
-/// Sockets of agents in the lab's folder; lock files stay by design.
+/// Sockets of agents in the lab's folder, and whatever else they have beside them.
 pub(crate) fn socket_files(lab: &Lab) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(lab.dir())? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.contains(".sock") && !name.ends_with(".lock") {
+        if name.contains(".sock") {
             found.push(path);
         }
     }

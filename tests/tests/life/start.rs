@@ -10,7 +10,7 @@ use crate::outside::{all_echo, readiness, traces};
 use crate::shop::{PATIENCE, PORT, Shop, rows};
 
 /// A run of the agent that is expected to end at once.
-fn run(lab: &Lab, name: &str, change: impl FnOnce(&mut Command)) -> Result<Output> {
+pub(crate) fn run(lab: &Lab, name: &str, change: impl FnOnce(&mut Command)) -> Result<Output> {
     let mut command = Command::new(mesh_tests::agent::binary()?);
     command.args(["run", "--node", "node-a", "--metrics", "127.0.0.1:0", "--readiness", "127.0.0.1:0"]);
     command.arg("--ca-dir").arg(lab.ca_dir()).env("NODEMESH_LAB", lab.name());
@@ -19,7 +19,7 @@ fn run(lab: &Lab, name: &str, change: impl FnOnce(&mut Command)) -> Result<Outpu
     lab.node("node-a")?.run(|| command.output().context("cannot start the agent"))
 }
 
-fn refused(output: &Output, code: i32, words: &[&str]) -> Result<()> {
+pub(crate) fn refused(output: &Output, code: i32, words: &[&str]) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(code), "{}: {said}", output.status);
     let sentences: Vec<&str> = said.lines().filter(|line| line.starts_with("mesh-agent: ")).collect();
@@ -30,7 +30,7 @@ fn refused(output: &Output, code: i32, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn with_folders<'a>(lab: &'a Lab, bpf_dir: &'a Path) -> impl Fn(&mut Command) + 'a {
+pub(crate) fn with_folders<'a>(lab: &'a Lab, bpf_dir: &'a Path) -> impl Fn(&mut Command) + 'a {
     move |command| {
         command.arg("--manifests").arg(lab.manifests().dir()).arg("--bpf-dir").arg(bpf_dir);
     }

@@ -64,7 +64,7 @@ fn a_bad_client_certificate_opens_no_tunnel() -> Result<()> {
 }
 
 /// A CA of its own, made by an agent's first start in another folder: here, by copying what such a folder holds.
-fn other_ca(dir: &std::path::Path) -> Result<Authority> {
+fn other_ca(dir: &Path) -> Result<Authority> {
     let key = rcgen::KeyPair::generate()?;
     let mut params = rcgen::CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);

@@ -144,6 +144,21 @@ async fn readiness_says_what_is_missing() {
 }
 
 #[tokio::test]
+async fn a_request_head_that_is_too_long_is_refused_and_counted() {
+    let metrics = Metrics::new();
+    let server = HttpServer::metrics("127.0.0.1:0".parse().unwrap(), Arc::clone(&metrics)).await.unwrap();
+    let address = server.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        server.run().await;
+    });
+    let long = format!("GET /metrics HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(HEAD_MAX_BYTES));
+    let answer = http(address, &long).await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    assert_eq!(metrics.limit_count(Limit::AdminRequests), 1);
+    end(server).await;
+}
+
+#[tokio::test]
 async fn a_client_that_stalls_is_cut_and_too_many_are_turned_away() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("admin.sock");
@@ -168,6 +183,11 @@ async fn a_client_that_stalls_is_cut_and_too_many_are_turned_away() {
         let mut rest = Vec::new();
         let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
         assert!(read.is_ok(), "a stalled client keeps its place");
+    }
+    let until = std::time::Instant::now() + Duration::from_secs(5);
+    while metrics.limit_count(Limit::AdminRequests) < 2 {
+        assert!(std::time::Instant::now() < until, "the stalled requests are not counted");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(Client::new(&path).get::<Status>("status").await.is_ok());
     end(server).await;

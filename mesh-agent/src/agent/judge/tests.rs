@@ -1,55 +1,16 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::compile::MeshSettings;
-use crate::compile::fixture::{authz, compile};
+use crate::compile::fixture::authz;
 use crate::model::WorkloadId;
 use crate::observe::{DecisionId, Party, Path};
-use crate::world::Change;
-
-/// `web` and `api` on n1, `far` on n2, all of namespace `shop`, all enrolled.
-const SHOP: &str = r"apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {nodemesh.io/mesh: enabled}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: shop}
-spec: {nodeName: n1, serviceAccountName: web, containers: []}
-status: {podIPs: [{ip: 10.1.0.1}, {ip: 'fd00::1'}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: api, namespace: shop}
-spec: {nodeName: n1, serviceAccountName: api, containers: []}
-status: {podIPs: [{ip: 10.1.0.2}, {ip: 'fd00::2'}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: far, namespace: shop}
-spec: {nodeName: n2, serviceAccountName: far, containers: []}
-status: {podIPs: [{ip: 10.2.0.1}]}
-";
+use crate::world::fixture::{pod, put, world};
 
 const DENY_WEB: &str =
     "{action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]}]}";
 
-fn world(texts: &[&str]) -> World {
-    let mut world = World::new(MeshSettings::default());
-    for text in texts {
-        for (key, object) in compile(text).objects {
-            world.apply(Change::Put(key, Box::new(object)));
-        }
-    }
-    world
-}
-
-fn pod(world: &World, name: &str) -> Arc<Workload> {
-    Arc::clone(world.pod("shop", name).unwrap())
-}
-
 fn meta(world: &World, direction: Direction, to: &str) -> ConnMeta {
-    let (source, destination) = (pod(world, "web"), pod(world, to));
+    let (source, destination) = (Arc::clone(pod(world, "web")), Arc::clone(pod(world, to)));
     let address = SocketAddr::new(destination.addresses[0], 8080);
     ConnMeta {
         direction,
@@ -63,7 +24,7 @@ fn meta(world: &World, direction: Direction, to: &str) -> ConnMeta {
 }
 
 fn views(world: &World) -> Vec<(u64, Arc<Workload>)> {
-    vec![(1, pod(world, "web")), (2, pod(world, "api"))]
+    vec![(1, Arc::clone(pod(world, "web"))), (2, Arc::clone(pod(world, "reviews")))]
 }
 
 fn table(world: &World) -> HashMap<(u64, SocketAddr), KernelAction> {
@@ -79,39 +40,40 @@ fn table(world: &World) -> HashMap<(u64, SocketAddr), KernelAction> {
 
 #[test]
 fn a_policy_change_cuts_what_it_refuses_where_it_is_judged() {
-    let before = world(&[SHOP]);
-    let after = world(&[SHOP, &authz("deny-web", DENY_WEB)]);
+    let before = world(&[]);
+    let after = world(&[authz("deny-web", DENY_WEB)]);
     for direction in [Direction::Local, Direction::Inbound] {
-        let meta = meta(&before, direction, "api");
+        let meta = meta(&before, direction, "reviews");
         assert_eq!(still_allowed(&before, &meta), None);
         assert_eq!(still_allowed(&after, &meta), Some(Reason::PolicyChanged));
     }
     // The other node's agent judges what leaves this one.
-    let outbound = meta(&before, Direction::Outbound, "far");
+    let outbound = meta(&before, Direction::Outbound, "api");
     assert_eq!(still_allowed(&after, &outbound), None);
 }
 
 #[test]
 fn a_connection_ends_with_its_pod_and_not_with_its_enrolment() {
-    let before = world(&[SHOP]);
-    let meta = meta(&before, Direction::Local, "api");
+    let before = world(&[]);
+    let meta = meta(&before, Direction::Local, "reviews");
     let mut gone = meta.clone();
     let mut other = Workload::clone(gone.destination.workload.as_ref().unwrap());
-    other.id = WorkloadId("shop/api/of-another-life".into());
+    other.id = WorkloadId("shop/reviews/of-another-life".into());
     gone.destination.workload = Some(Arc::new(other));
     assert_eq!(still_allowed(&before, &gone), Some(Reason::WorkloadGone));
 
-    let plain = SHOP.replace("nodemesh.io/mesh: enabled", "nodemesh.io/mesh: disabled");
-    let withdrawn = world(&[&plain, &authz("deny-web", DENY_WEB)]);
+    let mut withdrawn = world(&[authz("deny-web", DENY_WEB)]);
+    let plain = "{name: shop, labels: {nodemesh.io/mesh: disabled}}";
+    put(&mut withdrawn, &format!("apiVersion: v1\nkind: Namespace\nmetadata: {plain}\n"));
     assert_eq!(still_allowed(&withdrawn, &meta), None, "outside the mesh no policy speaks of it");
 }
 
 #[test]
 fn the_kernel_is_told_of_every_pair_family_and_port_of_the_node() {
-    let open = table(&world(&[SHOP]));
+    let open = table(&world(&[]));
     assert_eq!(open.len(), 2 * 2 * 2, "two sources, two addresses of the other pod, two ports");
     assert!(open.values().all(|action| *action == KernelAction::Bypass));
-    let denied = table(&world(&[SHOP, &authz("deny-web", DENY_WEB)]));
+    let denied = table(&world(&[authz("deny-web", DENY_WEB)]));
     for ((cookie, to), action) in denied {
         let expected = if cookie == 1 { KernelAction::Refuse } else { KernelAction::Bypass };
         assert_eq!(action, expected, "{cookie} to {to}");
@@ -120,7 +82,7 @@ fn the_kernel_is_told_of_every_pair_family_and_port_of_the_node() {
 
 #[test]
 fn a_table_that_does_not_fit_says_how_much_is_left_out() {
-    let world = world(&[SHOP]);
+    let world = world(&[]);
     let pods = views(&world);
     let local: Vec<LocalView<'_>> = pods
         .iter()

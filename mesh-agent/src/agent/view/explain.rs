@@ -111,8 +111,7 @@ impl<'a> Story<'a> {
 
     fn judge(&self, world: &World, node: &str, endpoint: &Endpoint) -> Judged {
         let to = endpoint.address;
-        let family = |address: &&IpAddr| address.is_ipv4() == to.is_ipv4();
-        let source_ip = self.source.addresses.iter().find(family).copied().unwrap_or_else(|| to.ip());
+        let source_ip = self.source.address_like(to.ip()).unwrap_or_else(|| to.ip());
         let enrolled = self.source.enrolled;
         let transport = if enrolled { transport(world, node, endpoint) } else { Transport::Plain };
         let owner = world.workload_at(to.ip()).map(Arc::clone);

@@ -34,8 +34,8 @@ impl Bound {
     pub(super) fn bind(path: &Path) -> Result<Self, HandoverError> {
         let failed = |source| HandoverError::Bind { path: path.to_owned(), source };
         // Two processes that both find a dead file must not remove each other's new one: the lock spans the
-        // question and the bind. The lock file stays, removing it would reopen the race.
-        let _lock = lock(path).map_err(failed)?;
+        // question and the bind.
+        let _lock = Lock::take(path).map_err(failed)?;
         clear_stale(path)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
         // The kernel gives the file the mode of the socket's own inode: set before bind there is no moment at
@@ -90,12 +90,40 @@ pub(super) fn check_peer(stream: &UnixStream) -> Result<(), HandoverError> {
     if peer.uid() == expected { Ok(()) } else { Err(HandoverError::PeerUid { uid: peer.uid(), expected }) }
 }
 
-fn lock(path: &Path) -> io::Result<File> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(name)?;
-    file.lock()?;
-    Ok(file)
+/// The right to make the socket, a locked file beside it that goes with the right. Whoever waited for a file that was
+/// removed meanwhile holds nothing: another may have made and locked a new one.
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    /// Waits for it.
+    fn take(socket: &Path) -> io::Result<Self> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        loop {
+            let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+            file.lock()?;
+            let own = file.metadata()?;
+            match identity_of(&path) {
+                Ok(there) if there == (own.dev(), own.ino()) => return Ok(Self { path, _file: file }),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    /// Removes the file while it is locked: only its holder ever does, so it is this one.
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the lock of the handover socket");
+        }
+    }
 }
 
 /// Removes a socket file that nobody answers on.

@@ -10,6 +10,33 @@ fn releases_are_read_as_distributions_write_them() {
 }
 
 #[test]
+fn a_kernel_below_the_floor_is_named_with_what_is_needed() {
+    for old in ["5.14.21-default", "4.19.0-27-amd64", "2.6.78", "unknown"] {
+        let error = check_release(old).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!("this kernel is {old}, capture needs 5.15 or newer: upgrade the node's kernel")
+        );
+    }
+    for (release, has_set_retval) in
+        [("5.15.0", false), ("5.17.9", false), ("5.18.0", true), ("6.1.0-rc3", true)]
+    {
+        assert_eq!(check_release(release).unwrap().has_set_retval, has_set_retval, "{release}");
+    }
+}
+
+#[test]
+fn a_cgroup_below_the_root_and_a_folder_that_is_none_are_refused() {
+    let root = cgroup_root(None).unwrap();
+    let group = root.join(format!("nodemesh-host-test-{}", std::process::id()));
+    fs::create_dir(&group).unwrap();
+    let found = cgroup_root(Some(&group));
+    fs::remove_dir(&group).unwrap();
+    assert!(matches!(&found, Err(CaptureError::NotCgroupRoot { path }) if *path == group), "{found:?}");
+    assert!(matches!(cgroup_root(Some(Path::new("/tmp"))), Err(CaptureError::NoCgroupV2)));
+}
+
+#[test]
 fn a_folder_outside_the_bpf_file_system_is_refused() {
     let error = bpf_dir(Path::new("/run/nodemesh-no-bpffs/x")).unwrap_err();
     assert!(matches!(error, CaptureError::NotBpffs { .. }), "{error}");

@@ -126,7 +126,7 @@ async fn jitter_moves_a_renewal_forward_only() {
 #[tokio::test]
 async fn a_certificate_of_seconds_is_not_due_as_soon_as_it_is_issued() {
     let authority = Authority::new();
-    let settings = CertSettings { lifetime: Duration::from_secs(4), jitter: 0.0 };
+    let settings = CertSettings { lifetime: Duration::from_secs(4), jitter: 0.0, ..CertSettings::default() };
     let ca = Ca::Dir(Arc::new(DirCa::open(authority.dir.path()).unwrap()));
     let clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(&authority.clock);
     let manager = CertManager::new(ca, clock, settings);
@@ -199,6 +199,18 @@ async fn a_second_root_reaches_held_certificates_without_a_renewal() {
 }
 
 #[tokio::test]
+async fn a_bundle_with_too_many_roots_is_counted_and_the_last_one_stays() {
+    let authority = Authority::new();
+    authority.cert("web").await;
+    let bundle = authority.dir.path().join("root-cert.pem");
+    let one = std::fs::read_to_string(&bundle).unwrap();
+    std::fs::write(&bundle, one.repeat(crate::identity::BUNDLE_MAX_CERTS + 1)).unwrap();
+    authority.manager.refresh_roots().await;
+    assert_eq!(authority.manager.shared.settings.hits.count(Limit::Roots), 1);
+    assert_eq!(authority.manager.current(&identity("web")).unwrap().roots().len(), 1);
+}
+
+#[tokio::test]
 async fn the_number_of_identities_is_limited() {
     let authority = Authority::new();
     {
@@ -209,4 +221,5 @@ async fn the_number_of_identities_is_limited() {
     }
     let refused = authority.manager.fetch(&identity("one-more")).await;
     assert!(matches!(refused, Err(CertError::TooMany { limit: IDENTITIES_MAX, .. })));
+    assert_eq!(authority.manager.shared.settings.hits.count(Limit::Identities), 1);
 }

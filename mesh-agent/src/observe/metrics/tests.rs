@@ -60,11 +60,3 @@ fn lines_that_the_log_lost_are_a_limit_hit() {
     metrics.watch_log(Arc::new(AtomicU64::new(5)));
     assert_eq!(metrics.limit_count(Limit::LogLines), 5);
 }
-
-#[test]
-fn limits_are_in_their_own_order() {
-    for (at, limit) in Limit::ALL.into_iter().enumerate() {
-        assert_eq!(limit as usize, at);
-        assert_eq!(serde_json::to_value(limit).unwrap(), limit.label());
-    }
-}

@@ -32,6 +32,13 @@ pub(super) enum Fault {
     Stream(StreamError),
 }
 
+/// The socket that takes a direction's bytes.
+pub(super) struct Sink<'a> {
+    pub(super) tcp: &'a mut TcpStream,
+    /// It has finished sending itself.
+    pub(super) ended: bool,
+}
+
 /// Socket to socket, by copying.
 #[derive(Default)]
 pub(super) struct TcpToTcp {
@@ -55,10 +62,10 @@ impl TcpToTcp {
         &mut self,
         cx: &mut Context<'_>,
         source: &mut TcpStream,
-        sink: &mut TcpStream,
+        sink: Sink<'_>,
         count: &AtomicU64,
-        sink_ended: bool,
     ) -> Poll<Result<(), Fault>> {
+        let Sink { tcp: sink, ended } = sink;
         let mut rounds = 0;
         while !self.done {
             if let Some(mut waiting) = self.waiting.take() {
@@ -82,7 +89,7 @@ impl TcpToTcp {
                 continue;
             }
             if self.finished {
-                ready!(finish(cx, sink, sink_ended))?;
+                ready!(finish(cx, sink, ended))?;
                 self.done = true;
                 break;
             }
@@ -209,10 +216,10 @@ impl FromTunnel {
         &mut self,
         cx: &mut Context<'_>,
         stream: &mut Stream,
-        sink: &mut TcpStream,
+        sink: Sink<'_>,
         count: &AtomicU64,
-        sink_ended: bool,
     ) -> Poll<Result<(), Fault>> {
+        let Sink { tcp: sink, ended } = sink;
         let mut rounds = 0;
         while !self.done {
             ready!(share(cx, &mut rounds));
@@ -221,7 +228,7 @@ impl FromTunnel {
                 if !self.finished {
                     return Poll::Pending;
                 }
-                ready!(finish(cx, sink, sink_ended))?;
+                ready!(finish(cx, sink, ended))?;
                 self.done = true;
                 break;
             }
@@ -314,8 +321,8 @@ fn share(cx: &mut Context<'_>, rounds: &mut usize) -> Poll<()> {
 }
 
 /// Tells the sink that nothing more comes. One that has finished sending itself is closed next, which says the same.
-fn finish(cx: &mut Context<'_>, sink: &mut TcpStream, sink_ended: bool) -> Poll<Result<(), Fault>> {
-    if sink_ended {
+fn finish(cx: &mut Context<'_>, sink: &mut TcpStream, ended: bool) -> Poll<Result<(), Fault>> {
+    if ended {
         return Poll::Ready(Ok(()));
     }
     Pin::new(sink).poll_shutdown(cx).map_err(|_| Fault::Sink)

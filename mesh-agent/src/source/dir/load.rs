@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::files::{self, Listing, ReadError, Stamp};
 use super::parse::{self, Content};
 use crate::compile::{self, Diagnostic, MeshSettings, Object, ObjectKey, Severity};
+use crate::model::{Hits, Limit};
 use crate::world::{Change, World};
 
 /// How long a changed file must have been still.
@@ -59,6 +60,7 @@ pub(super) struct Loader {
     ambiguous: BTreeSet<ObjectKey>,
     started: bool,
     pub(super) directory_error: Option<String>,
+    hits: Hits,
 }
 
 /// What a refresh found.
@@ -72,7 +74,7 @@ pub(super) struct Refreshed {
 }
 
 impl Loader {
-    pub(super) fn new(directory: PathBuf) -> Self {
+    pub(super) fn new(directory: PathBuf, hits: Hits) -> Self {
         Self {
             directory,
             files: BTreeMap::new(),
@@ -81,12 +83,13 @@ impl Loader {
             ambiguous: BTreeSet::new(),
             started: false,
             directory_error: None,
+            hits,
         }
     }
 
     /// The first load takes every file as it is.
     pub(super) fn start(&mut self, mesh: &MeshSettings) -> Result<Vec<Change>, ReadError> {
-        let listing = files::list(&self.directory)?;
+        let listing = files::list(&self.directory).inspect_err(|error| count(&self.hits, error))?;
         let names: Vec<Arc<str>> = listing.keys().map(Arc::clone).collect();
         for name in &names {
             self.files.insert(Arc::clone(name), FileState::default());
@@ -126,6 +129,9 @@ impl Loader {
             Err(error) => {
                 // A folder that cannot be read is not an empty folder.
                 let looked = self.directory_error.is_none();
+                if looked {
+                    count(&self.hits, &error);
+                }
                 self.directory_error = Some(error.to_string());
                 return Refreshed { looked, ..Refreshed::default() };
             }
@@ -223,6 +229,7 @@ impl Loader {
             // Its stamp is already another: the next look starts over.
             Err(ReadError::Moving) => return,
             Err(error) => {
+                count(&self.hits, &error);
                 file.refused = vec![unreadable(name, &error)];
                 file.stamp = Some(stamp);
                 file.pending = None;
@@ -357,6 +364,15 @@ impl FileState {
         // Against what is in force, not what was last seen: an emptied file that grows is still a loss.
         let loses = stamp.is_none_or(|new| new.bytes < self.good_bytes);
         if loses { SETTLE_LOSS } else { SETTLE }
+    }
+}
+
+/// Counts what was not read because it is over a limit.
+fn count(hits: &Hits, error: &ReadError) {
+    match error {
+        ReadError::TooLarge => hits.hit(Limit::ManifestBytes),
+        ReadError::TooManyFiles { .. } => hits.hit(Limit::ManifestFiles),
+        _ => {}
     }
 }
 

@@ -18,6 +18,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use parking_lot::Mutex;
 
 use crate::compile::{Diagnostic, Severity};
+use crate::model::Hits;
 use crate::world::WorldStore;
 
 mod files;
@@ -33,15 +34,17 @@ const WRITER_MAX: Duration = Duration::from_secs(5);
 const LOOK_MIN: Duration = Duration::from_millis(20);
 
 /// How the directory is watched.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DirSettings {
     /// How often every file's stamp is looked at even if nobody reported a change.
     pub rescan: Duration,
+    /// Where files that are too large, and folders with too many, are counted.
+    pub hits: Hits,
 }
 
 impl Default for DirSettings {
     fn default() -> Self {
-        Self { rescan: Duration::from_millis(500) }
+        Self { rescan: Duration::from_millis(500), hits: Hits::default() }
     }
 }
 
@@ -107,7 +110,7 @@ impl DirSource {
     ) -> Result<DirHandle, DirError> {
         let (wake, events) = sync_channel(1);
         let watch = Watch::new(directory, wake.clone());
-        let mut loader = Loader::new(directory.to_owned());
+        let mut loader = Loader::new(directory.to_owned(), settings.hits);
         let mesh = Arc::clone(&store.load().mesh);
         let changes = loader.start(&mesh)?;
         let status = DirStatus {

@@ -2,7 +2,7 @@ use std::fs;
 
 use super::*;
 use crate::compile::MeshSettings;
-use crate::model::Reason;
+use crate::model::{Limit, Reason};
 use crate::world::World;
 
 const NAMESPACE: &str =
@@ -24,6 +24,7 @@ struct Setup {
     folder: tempfile::TempDir,
     store: Arc<WorldStore>,
     handle: DirHandle,
+    hits: Hits,
 }
 
 impl Setup {
@@ -37,8 +38,10 @@ impl Setup {
 
     fn on(folder: tempfile::TempDir) -> Self {
         let store = Arc::new(WorldStore::new(World::new(MeshSettings::default())));
-        let handle = DirSource::start(folder.path(), DirSettings::default(), Arc::clone(&store)).unwrap();
-        Self { folder, store, handle }
+        let hits = Hits::default();
+        let settings = DirSettings { hits: hits.clone(), ..DirSettings::default() };
+        let handle = DirSource::start(folder.path(), settings, Arc::clone(&store)).unwrap();
+        Self { folder, store, handle, hits }
     }
 
     fn write(&self, name: &str, text: &str) {
@@ -240,7 +243,7 @@ fn a_folder_that_goes_away_deletes_nothing_and_its_successor_is_followed() {
     fs::write(path.join("a.yaml"), pod("a", "10.0.0.1")).unwrap();
     let store = Arc::new(WorldStore::new(World::new(MeshSettings::default())));
     let handle = DirSource::start(&path, DirSettings::default(), Arc::clone(&store)).unwrap();
-    let setup = Setup { folder: outer, store, handle };
+    let setup = Setup { folder: outer, store, handle, hits: Hits::default() };
     fs::rename(&path, setup.folder.path().join("old")).unwrap();
     setup.until("gone", |_, status| status.last_error.is_some());
     assert!(setup.has("a"));
@@ -250,6 +253,59 @@ fn a_folder_that_goes_away_deletes_nothing_and_its_successor_is_followed() {
     assert!(setup.handle.status().last_error.is_none());
 }
 
+/// A pod's manifest, made longer by a comment until the file has so many bytes.
+fn padded(text: &str, bytes: u64) -> String {
+    let missing = usize::try_from(bytes).unwrap() - text.len();
+    format!("{text}#{}\n", "x".repeat(missing - 2))
+}
+
+#[test]
+fn a_file_of_the_largest_size_is_read_and_one_byte_more_leaves_its_last_good_state() {
+    let setup = Setup::new(&[("a.yaml", pod("a", "10.0.0.1"))]);
+    setup.write("a.yaml", &padded(&pod("a", "10.0.0.2"), FILE_MAX_BYTES));
+    setup.until("the largest", |world, _| world.workload_at([10, 0, 0, 2].into()).is_some());
+    assert_eq!(setup.hits.count(Limit::ManifestBytes), 0);
+    setup.write("a.yaml", &padded(&pod("a", "10.0.0.3"), FILE_MAX_BYTES + 1));
+    setup.until("too large", |_, status| status.stale_since.is_some());
+    assert!(setup.store.load().workload_at([10, 0, 0, 2].into()).is_some(), "the last good state stays");
+    let errors = setup.errors();
+    assert!(
+        errors[0].contains("a.yaml") && errors[0].contains("larger than 16777216 bytes; split"),
+        "{errors:?}"
+    );
+    assert_eq!(setup.hits.count(Limit::ManifestBytes), 1, "once for each content that is refused");
+    setup.write("a.yaml", &pod("a", "10.0.0.4"));
+    setup.until("mended", |world, status| {
+        world.workload_at([10, 0, 0, 4].into()).is_some() && status.stale_since.is_none()
+    });
+}
+
+#[test]
+fn as_many_files_as_the_limit_are_read_and_one_more_leaves_the_last_good_state() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("0.yaml"), pod("a", "10.0.0.1")).unwrap();
+    for number in 1..FILES_MAX {
+        fs::write(folder.path().join(format!("{number}.yaml")), "# nothing\n").unwrap();
+    }
+    let setup = Setup::on(folder);
+    assert_eq!((setup.handle.status().files, setup.hits.count(Limit::ManifestFiles)), (FILES_MAX, 0));
+    setup.write("one-more.yaml", &pod("b", "10.0.0.2"));
+    setup.until("too many", |_, status| {
+        status.last_error.as_ref().is_some_and(|error| error.contains("more than 10000 manifest files; put"))
+    });
+    assert!(setup.has("a") && !setup.has("b"));
+    assert_eq!(setup.hits.count(Limit::ManifestFiles), 1);
+    // An agent that starts on such a folder does not start at all.
+    let store = Arc::new(WorldStore::new(World::new(MeshSettings::default())));
+    let settings = DirSettings { hits: setup.hits.clone(), ..DirSettings::default() };
+    let error = DirSource::start(setup.folder.path(), settings, store).err().unwrap().to_string();
+    assert!(error.contains("more than 10000 manifest files"), "{error}");
+    assert_eq!(setup.hits.count(Limit::ManifestFiles), 2);
+    fs::remove_file(setup.folder.path().join("1.yaml")).unwrap();
+    setup
+        .until("room again", |world, status| world.pod("shop", "b").is_some() && status.last_error.is_none());
+}
+
 #[test]
 fn a_lost_event_is_made_up_for_by_the_rescan() {
     let setup = Setup::new(&[("a.yaml", pod("a", "10.0.0.1"))]);
@@ -257,7 +313,7 @@ fn a_lost_event_is_made_up_for_by_the_rescan() {
     assert!(watch.error.is_none());
     // A follower without a watcher: only its rescan can see the change.
     let store = Arc::new(WorldStore::new(World::new(MeshSettings::default())));
-    let mut loader = Loader::new(setup.folder.path().to_owned());
+    let mut loader = Loader::new(setup.folder.path().to_owned(), Hits::default());
     let mesh = MeshSettings::default();
     let mut world = (*store.load()).clone();
     loader.start(&mesh).unwrap().into_iter().for_each(|change| world.apply(change));

@@ -27,11 +27,13 @@ fn connect_block() -> Vec<u8> {
 }
 
 /// Writes `flood` on a tunnel of its own until the server ends it; says how many bytes the server took and how
-/// often the handler was called.
+/// often the handler was called. Every flood is counted as one.
 async fn flood(mesh: &Mesh, handler_delay: bool, flood: impl Fn(u32) -> Vec<u8>) -> (usize, usize, Failure) {
+    let settings = TunnelSettings::default();
+    let hits = settings.hits.clone();
     let calls: Rc<Cell<usize>> = Rc::default();
     let count = Rc::clone(&calls);
-    let port = Port::new(
+    let port = Port::with(
         &mesh.server,
         handler(move |_, mut responder| {
             count.set(count.get() + 1);
@@ -41,6 +43,7 @@ async fn flood(mesh: &Mesh, handler_delay: bool, flood: impl Fn(u32) -> Vec<u8>)
                 }
             }
         }),
+        settings,
     )
     .await;
     let (mut read, mut write) = tokio::io::split(raw_tls(mesh, port.address).await);
@@ -57,6 +60,7 @@ async fn flood(mesh: &Mesh, handler_delay: bool, flood: impl Fn(u32) -> Vec<u8>)
     }
     until(|| !port.ends.borrow().is_empty()).await;
     let end = port.ends.borrow_mut().remove(0).expect_err("the server ends a flood");
+    assert_eq!(hits.count(Limit::TunnelFlood), 1, "{end}");
     (bytes, calls.get(), end)
 }
 
@@ -120,12 +124,15 @@ fn more_streams_than_the_limit_are_refused_and_the_tunnel_lives() {
         let calls: Rc<Cell<usize>> = Rc::default();
         let count = Rc::clone(&calls);
         let stalled = stall();
-        let port = Port::new(
+        let settings = TunnelSettings::default();
+        let hits = settings.hits.clone();
+        let port = Port::with(
             &mesh.server,
             Rc::new(move |connect, responder| {
                 count.set(count.get() + 1);
                 stalled(connect, responder)
             }),
+            settings,
         )
         .await;
         let tls = raw_tls(&mesh, port.address).await;
@@ -153,6 +160,7 @@ fn more_streams_than_the_limit_are_refused_and_the_tunnel_lives() {
         }
         assert_eq!(held.len(), SERVER_STREAMS_MAX as usize);
         assert!(calls.get() <= SERVER_STREAMS_MAX as usize, "{}", calls.get());
+        assert!(hits.count(Limit::TunnelStreams) >= 1);
         assert!(port.ends.borrow().is_empty());
     });
 }

@@ -48,7 +48,9 @@ fn a_burst_over_the_limit_of_one_tunnel_opens_as_many_tunnels_as_it_needs() {
     worker(async {
         let mesh = Rc::new(Mesh::new().await);
         let port = Port::new(&mesh.server, echo()).await;
-        let pool = Pool::new(TunnelSettings::default());
+        let settings = TunnelSettings::default();
+        let hits = settings.hits.clone();
+        let pool = Pool::new(settings);
         let mut opens = JoinSet::new();
         for _ in 0..3 * STREAMS_PER_TUNNEL {
             let (mesh, pool, address) = (Rc::clone(&mesh), pool.clone(), port.address);
@@ -57,6 +59,7 @@ fn a_burst_over_the_limit_of_one_tunnel_opens_as_many_tunnels_as_it_needs() {
         let streams = opens.join_all().await;
         assert_eq!(streams.len(), 3 * STREAMS_PER_TUNNEL);
         assert_eq!((port.tunnels.get(), pool.stats().tunnels), (3, 3));
+        assert_eq!(hits.count(Limit::TunnelStreams), 2, "the second and the third tunnel");
     });
 }
 
@@ -198,7 +201,7 @@ fn a_pool_that_closes_sends_what_its_streams_were_told_to_and_waits_no_longer_th
         drop(stream);
         pool.close(Duration::from_secs(60)).await;
         until(|| port.ends.borrow().len() == 1).await;
-        assert!(port.ends.borrow()[0].is_ok());
+        assert!(port.ends.borrow()[0].is_ok(), "{:?}", port.ends.borrow()[0]);
         // A stream that does not end does not hold it up for ever.
         let stalled = Port::new(&mesh.server, stall()).await;
         let _stream = mesh.open(&pool, stalled.address).await.unwrap();
@@ -291,13 +294,15 @@ fn idle_tunnels_are_released_and_used_ones_are_not() {
             idle_release: Duration::from_millis(20),
             ..TunnelSettings::default()
         };
+        let hits = settings.hits.clone();
         let pool = Pool::new(settings);
         let stream = mesh.open(&pool, port.address).await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(pool.stats(), PoolStats { tunnels: 1, streams: 1 });
         drop(stream);
         until(|| pool.stats().tunnels == 0 && port.ends.borrow().len() == 1).await;
-        assert!(port.ends.borrow()[0].is_ok());
+        assert!(port.ends.borrow()[0].is_ok(), "{:?}", port.ends.borrow()[0]);
+        assert_eq!(hits.count(Limit::IdleTunnels), 1);
     });
 }
 
@@ -373,6 +378,7 @@ fn a_peer_that_keeps_an_unused_tunnel_is_told_to_go() {
             idle_release: Duration::from_millis(10),
             ..TunnelSettings::default()
         };
+        let hits = settings.hits.clone();
         let port = Port::with(&mesh.server, echo(), settings).await;
         let tls = super::open::raw_tls(&mesh, port.address).await;
         let (_held, connection) = h2::client::handshake::<_>(tls).await.unwrap();
@@ -380,5 +386,6 @@ fn a_peer_that_keeps_an_unused_tunnel_is_told_to_go() {
         until(|| port.ends.borrow().len() == 1).await;
         let end = port.ends.borrow()[0].clone();
         assert!(end.is_ok(), "{end:?}");
+        assert_eq!(hits.count(Limit::IdleTunnels), 1);
     });
 }

@@ -7,11 +7,12 @@ use super::*;
 
 #[tokio::test]
 async fn the_file_is_private_and_goes_with_the_socket() {
-    let (_dir, path) = folder();
+    let (dir, path) = folder();
     let bound = Bound::bind(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing but the socket");
     drop(bound);
-    assert!(!path.exists());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[tokio::test]
@@ -22,6 +23,36 @@ async fn a_stale_file_is_replaced_a_live_one_is_not() {
     let _bound = Bound::bind(&path).unwrap();
     assert!(matches!(Bound::bind(&path), Err(HandoverError::InUse { .. })));
     connect(&path).await.unwrap();
+}
+
+#[test]
+fn one_at_a_time_holds_the_lock_though_its_file_comes_and_goes() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let (dir, path) = folder();
+    let inside = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let lock = Lock::take(&path).unwrap();
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two hold it");
+                    std::thread::yield_now();
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    drop(lock);
+                }
+            });
+        }
+    });
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_lock_file_that_a_killed_process_left_is_taken_and_removed() {
+    let (dir, path) = folder();
+    fs::write(path.with_extension("sock.lock"), "").unwrap();
+    let bound = Bound::bind(&path).unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    drop(bound);
 }
 
 #[tokio::test]
