@@ -24,7 +24,12 @@ impl Controller {
         let log = dir.join("log");
         let out = File::create(&log).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_mesh-agent"))
-            .args(["controller", "--ca-listen=127.0.0.1:0", "--metrics=127.0.0.1:0", "--readiness=127.0.0.1:0"])
+            .args([
+                "controller",
+                "--ca-listen=127.0.0.1:0",
+                "--metrics=127.0.0.1:0",
+                "--readiness=127.0.0.1:0",
+            ])
             .arg("--server-names=localhost")
             .args(more)
             .stdin(Stdio::null())
@@ -44,7 +49,7 @@ impl Controller {
         let log = self.log();
         let line = log.lines().find(|line| line.contains("controller started"))?;
         let line: Value = serde_json::from_str(line).unwrap();
-        let address = line.pointer(&format!("/fields/{what}"))?.as_str()?.to_owned();
+        let address = line[what].as_str()?.to_owned();
         address.rsplit_once(':')?.1.parse().ok()
     }
 
@@ -103,7 +108,11 @@ async fn a_controller_without_a_cluster_signs_for_whoever_has_the_static_token_a
             cluster_id: "Kubernetes".to_owned(),
         };
         let service = CaService::new(settings, Arc::clone(&clock) as _).unwrap();
-        let manager = CertManager::new(Ca::Service(Arc::new(service)), Arc::clone(&clock) as _, CertSettings::default());
+        let manager = CertManager::new(
+            Ca::Service(Arc::new(service)),
+            Arc::clone(&clock) as _,
+            CertSettings::default(),
+        );
         let web = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
         manager.fetch(&web).await.map(|cert| cert.serial.clone())
     };
