@@ -69,7 +69,8 @@ impl Controller {
         }
     }
 
-    fn end(&mut self) -> ExitStatus {
+    /// SIGTERM. Yields meanwhile: a client of this runtime has to see the server say good-bye.
+    async fn end(&mut self) -> ExitStatus {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
         let end = Instant::now() + Duration::from_secs(15);
         loop {
@@ -77,7 +78,7 @@ impl Controller {
                 return status;
             }
             assert!(Instant::now() < end, "does not end:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(20));
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }
@@ -124,11 +125,12 @@ async fn a_controller_without_a_cluster_signs_for_whoever_has_the_static_token_a
     for line in [r#"nodemesh_ca_requests_total{result="issued"} 1"#, r#"{result="unauthenticated"} 1"#] {
         assert!(page.contains(line), "{line}:\n{page}");
     }
-    assert!(controller.end().success(), "{}", controller.log());
+    assert!(controller.end().await.success(), "{}", controller.log());
     let log = controller.log();
     let audit: Vec<&str> = log.lines().filter(|line| line.contains(r#""target":"audit""#)).collect();
     assert!(audit.iter().any(|line| line.contains(&serial) && line.contains("sa/web")), "{log}");
     assert!(audit.iter().any(|line| line.contains("certificate refused")), "{log}");
+    assert!(!log.contains("they are cut"), "idle connections were waited for:\n{log}");
     assert!(!log.contains("lab\""), "the token is in the log");
 }
 

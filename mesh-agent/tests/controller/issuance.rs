@@ -72,7 +72,9 @@ fn a_bound_token_gets_the_identities_of_its_own_node_and_nothing_else_does() -> 
         "--grace-period=0",
         "--force",
     ])?;
-    refused(&good, "api", "the token is refused")?;
+    // The API server may remember a token for some seconds; the pod that it is bound to is gone all the same.
+    let said = ask(&good, "api")?.err().context("issued to a pod that is gone")?;
+    ensure!(said.contains("agent-1 is not known") || said.contains("the token is refused"), "{said}");
 
     let log = controller.log();
     let audit: Vec<&str> = log.lines().filter(|line| line.contains("\"audit\"")).collect();

@@ -17,9 +17,8 @@ fn a_new_root_is_published_before_it_signs() -> Result<()> {
     let token = stage.token("nodemesh-agent", Some("agent-1"), "istio-ca")?;
     let agent = stage.agent(&controller, &token)?;
     let issuer = || -> Result<String> {
-        let manager = agent.manager()?;
         let web = "spiffe://cluster.local/ns/shop/sa/web".parse()?;
-        let cert = runtime.block_on(manager.fetch(&web))?;
+        let cert = runtime.block_on(async { anyhow::Ok(agent.manager()?.fetch(&web).await?) })?;
         let leaf = cert.chain().first().context("no leaf")?;
         let (_, parsed) = x509_parser::parse_x509_certificate(leaf)?;
         Ok(parsed.issuer().to_string())
