@@ -2,7 +2,7 @@
 //! agents' own client.
 
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -20,9 +20,9 @@ struct Controller {
 }
 
 impl Controller {
-    fn start(dir: &Path, more: &[&str]) -> Self {
+    fn start(dir: &Path, more: &[&str]) -> io::Result<Self> {
         let log = dir.join("log");
-        let out = File::create(&log).unwrap();
+        let out = File::create(&log)?;
         let child = Command::new(env!("CARGO_BIN_EXE_mesh-agent"))
             .args([
                 "controller",
@@ -33,22 +33,21 @@ impl Controller {
             .arg("--server-names=localhost")
             .args(more)
             .stdin(Stdio::null())
-            .stdout(out.try_clone().unwrap())
+            .stdout(out.try_clone()?)
             .stderr(out)
-            .spawn()
-            .unwrap();
-        Self { child, log }
+            .spawn()?;
+        Ok(Self { child, log })
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// A port, as the line of the start tells it.
     fn port(&self, what: &str) -> Option<u16> {
         let log = self.log();
         let line = log.lines().find(|line| line.contains("controller started"))?;
-        let line: Value = serde_json::from_str(line).unwrap();
+        let line: Value = serde_json::from_str(line).ok()?;
         let address = line[what].as_str()?.to_owned();
         address.rsplit_once(':')?.1.parse().ok()
     }
@@ -70,12 +69,12 @@ impl Controller {
     }
 
     /// SIGTERM. Yields meanwhile: a client of this runtime has to see the server say good-bye.
-    async fn end(&mut self) -> ExitStatus {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    async fn end(&mut self) -> io::Result<ExitStatus> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
         let end = Instant::now() + Duration::from_secs(15);
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
             }
             assert!(Instant::now() < end, "does not end:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -98,7 +97,7 @@ async fn a_controller_without_a_cluster_signs_for_whoever_has_the_static_token_a
     fs::write(path("token"), "lab\n").unwrap();
     let (ca, token) = (path("ca"), path("token"));
     let more = ["--ca-dir", ca.to_str().unwrap(), "--static-token", token.to_str().unwrap()];
-    let mut controller = Controller::start(dir.path(), &more);
+    let mut controller = Controller::start(dir.path(), &more).unwrap();
     controller.until_ready();
     let clock = Arc::new(SystemClock);
     let ask = async |token: &Path| {
@@ -125,7 +124,7 @@ async fn a_controller_without_a_cluster_signs_for_whoever_has_the_static_token_a
     for line in [r#"nodemesh_ca_requests_total{result="issued"} 1"#, r#"{result="unauthenticated"} 1"#] {
         assert!(page.contains(line), "{line}:\n{page}");
     }
-    assert!(controller.end().await.success(), "{}", controller.log());
+    assert!(controller.end().await.unwrap().success(), "{}", controller.log());
     let log = controller.log();
     let audit: Vec<&str> = log.lines().filter(|line| line.contains(r#""target":"audit""#)).collect();
     assert!(audit.iter().any(|line| line.contains(&serial) && line.contains("sa/web")), "{log}");
@@ -137,7 +136,7 @@ async fn a_controller_without_a_cluster_signs_for_whoever_has_the_static_token_a
 #[test]
 fn a_ca_folder_without_a_token_is_wrong_usage() {
     let dir = tempfile::tempdir().unwrap();
-    let mut controller = Controller::start(dir.path(), &["--ca-dir", dir.path().to_str().unwrap()]);
+    let mut controller = Controller::start(dir.path(), &["--ca-dir", dir.path().to_str().unwrap()]).unwrap();
     let status = controller.child.wait().unwrap();
     assert_eq!(status.code(), Some(2), "{}", controller.log());
     assert!(controller.log().contains("--static-token"), "{}", controller.log());

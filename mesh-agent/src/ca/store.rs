@@ -90,6 +90,7 @@ pub struct StoreSettings {
 }
 
 /// Where the key is.
+#[expect(clippy::large_enum_variant, reason = "there is one per process")]
 enum Place {
     Cluster {
         secrets: Api<Secret>,

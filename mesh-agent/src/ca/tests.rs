@@ -139,7 +139,7 @@ async fn while_the_ca_is_down_certificates_stay_and_afterwards_all_come_without_
 async fn a_root_rotates_without_a_failed_handshake() {
     let ca = TestCa::start().await;
     let (one, two) = (ca.manager(), ca.manager());
-    let old = ca.authority.active().unwrap().signer.clone();
+    let old = Arc::clone(&ca.authority.active().unwrap().signer);
     let (mut web, mut api) = (fetch(&one, "web").await, fetch(&two, "api").await);
     let next = ca.signer(&Material::self_made(ca.clock.now()).unwrap());
     let both = [old.roots(), next.roots()].concat();

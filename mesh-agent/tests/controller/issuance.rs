@@ -88,7 +88,14 @@ fn a_bound_token_gets_the_identities_of_its_own_node_and_nothing_else_does() -> 
     }
     ensure!(!log.contains(&good), "a token is in the log");
     let (_, page) = controller.get("metrics", "/metrics")?;
-    ensure!(page.contains(r#"nodemesh_ca_requests_total{result="issued"} 2"#), "{page}");
+    let count = |result: &str| {
+        let start = format!(r#"nodemesh_ca_requests_total{{result="{result}"}} "#);
+        page.lines().find_map(|line| line.strip_prefix(&start)?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    for result in ["issued", "not_allowed", "unauthenticated", "denied"] {
+        let lines = audit.iter().filter(|line| line.contains(&format!(r#""result":"{result}""#))).count();
+        ensure!(lines > 0 && count(result) == lines as u64, "{result}: {lines} lines\n{page}");
+    }
     controller.terminate()
 }
 

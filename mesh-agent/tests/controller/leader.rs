@@ -16,7 +16,7 @@ fn two_replicas_share_a_root_and_hand_the_lease_over() -> Result<()> {
         let other = scope.spawn(|| stage.controller("two", &[]));
         (stage.controller("one", &[]), other.join())
     });
-    let (one, two) = (one?, two.map_err(|_| anyhow::anyhow!("a thread panicked"))??);
+    let (one, two) = (one?, two.map_err(|_panic| anyhow::anyhow!("a thread panicked"))??);
     ensure!(stage.bundle()?.matches("BEGIN").count() == 1, "two roots were made");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let token = stage.token("nodemesh-agent", Some("agent-1"), "istio-ca")?;

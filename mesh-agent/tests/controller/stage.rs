@@ -112,8 +112,9 @@ impl Agent {
     }
 
     pub(crate) async fn ask(&self, account: &str) -> Result<String, String> {
-        let identity =
-            format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().map_err(|_| "identity")?;
+        let identity = format!("spiffe://cluster.local/ns/shop/sa/{account}")
+            .parse()
+            .map_err(|_malformed| "identity")?;
         let manager = self.manager().map_err(|error| error.to_string())?;
         let cert = manager.fetch(&identity).await.map_err(|error| error.to_string())?;
         Ok(cert.serial.clone())

@@ -1,3 +1,5 @@
+use std::slice::from_ref;
+
 use super::*;
 use crate::identity::leaf;
 use crate::identity::root::make_root;
@@ -51,11 +53,11 @@ fn answers_without_a_root_without_a_leaf_or_of_another_root_are_refused() {
 #[test]
 fn the_file_is_the_mesh_s_bundle_only_while_it_shares_a_root_with_the_ca_s_answers() {
     let [one, two, other] = [1_u8, 2, 3].map(|byte| CertificateDer::from(vec![byte]));
-    assert_eq!(in_force(&[one.clone()], &[one.clone(), two.clone()]), [one.clone(), two.clone()]);
+    assert_eq!(in_force(from_ref(&one), &[one.clone(), two.clone()]), [one.clone(), two.clone()]);
     // The root goes: in force now are both, so the file that holds the new one alone is followed.
-    assert_eq!(in_force(&[one.clone(), two.clone()], &[two.clone()]), [two]);
+    assert_eq!(in_force(&[one.clone(), two.clone()], from_ref(&two)), [two]);
     // istiod whose serving certificate the cluster's own CA signed: that CA signs no workloads.
-    assert_eq!(in_force(&[one.clone()], &[other]), [one]);
+    assert_eq!(in_force(from_ref(&one), &[other]), [one]);
 }
 
 #[tokio::test]
