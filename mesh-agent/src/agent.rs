@@ -26,8 +26,8 @@ use self::view::NodeView;
 use crate::admin::State;
 use crate::capture::{Capture, CaptureConfig, CaptureError, CaptureHandle, Event};
 use crate::compile::MeshSettings;
-use crate::config::Settings;
-use crate::identity::{Ca, CertManager, CertSettings, DirCa, SystemClock};
+use crate::config::{CaSettings, Settings};
+use crate::identity::{Ca, CaService, CertManager, CertSettings, DirCa, SystemClock};
 use crate::observe::{AccessLog, ConnectionTable, Limit, Metrics, logging};
 use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_NODE, TUNNELS_PER_NODE_MAX, TunnelBudgets};
 use crate::proxy::worker::{Shared, WorkerHandle};
@@ -106,11 +106,17 @@ impl Agent {
             trust_domain: settings.trust_domain.as_str().into(),
             cluster_domain: settings.cluster_domain.as_str().into(),
             root_namespace: settings.root_namespace.as_str().into(),
+            denied: Arc::default(),
         };
         let store = Arc::new(WorldStore::new(World::new(mesh)));
         let watching = DirSettings { hits: metrics.hits(), ..DirSettings::default() };
         let source = DirSource::start(&settings.manifests, watching, Arc::clone(&store))?;
-        let ca = DirCa::open(&settings.ca_dir)?;
+        let ca = match &settings.ca {
+            CaSettings::Dir(dir) => Ca::Dir(Arc::new(DirCa::open(dir)?)),
+            CaSettings::Service(service) => {
+                Ca::Service(Arc::new(CaService::new(service.clone(), Arc::new(SystemClock))?))
+            }
+        };
         // The last that may fail for a reason outside: what fails before leaves nothing in the kernel.
         let capture = Capture::load(&CaptureConfig {
             bpf_dir: settings.bpf_dir.clone(),
@@ -123,7 +129,7 @@ impl Agent {
             hits: metrics.hits(),
             ..CertSettings::default()
         };
-        let certs = CertManager::new(Ca::Dir(Arc::new(ca)), Arc::new(SystemClock), renewal);
+        let certs = CertManager::new(ca, Arc::new(SystemClock), renewal);
         let (stop_certs, mut stopped) = watch::channel(false);
         let certs_task = tokio::spawn(Arc::clone(&certs).run(async move {
             // A sender that is gone means the same.

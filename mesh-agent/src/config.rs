@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+use crate::identity::ServiceSettings;
 use crate::model::identity::check_trust_domain;
 use crate::observe::logging::{LogFormat, check_level};
 
@@ -25,6 +26,14 @@ pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 pub const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
 pub const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
 pub const DEFAULT_LOG_LEVEL: &str = "info";
+/// The controller's Service.
+pub const DEFAULT_CA_ADDRESS: &str = "https://nodemesh-controller.nodemesh-system.svc:15012";
+/// Where the DaemonSet mounts the trust bundle.
+pub const DEFAULT_CA_ROOT: &str = "/var/run/secrets/nodemesh/root-cert.pem";
+/// Where the DaemonSet mounts the agent's token.
+pub const DEFAULT_CA_TOKEN: &str = "/var/run/secrets/tokens/nodemesh-token";
+/// What istiod calls the cluster it runs in.
+pub const DEFAULT_CLUSTER_ID: &str = "Kubernetes";
 /// Below Kubernetes' grace period of 30 s, so that the agent ends by itself.
 pub const DEFAULT_DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 pub const DEFAULT_CERT_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -51,7 +60,7 @@ pub struct Settings {
     /// This node's name, as in the pods' `spec.nodeName`.
     pub node: String,
     pub manifests: PathBuf,
-    pub ca_dir: PathBuf,
+    pub ca: CaSettings,
     pub admin_socket: PathBuf,
     pub metrics: SocketAddr,
     pub readiness: SocketAddr,
@@ -67,6 +76,15 @@ pub struct Settings {
     pub access_log: bool,
     pub drain_deadline: Duration,
     pub cert_lifetime: Duration,
+}
+
+/// Which certificate authority signs for this node's pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CaSettings {
+    /// The development CA in this directory.
+    Dir(PathBuf),
+    /// The controller's, or istiod's.
+    Service(ServiceSettings),
 }
 
 /// One source of settings: the flags and environment, or the file. Same names, same text forms.
@@ -86,6 +104,19 @@ pub struct RunArgs {
     /// Directory of the development certificate authority, made on first use
     #[arg(long, env = "NODEMESH_CA_DIR", value_name = "DIR")]
     pub ca_dir: Option<PathBuf>,
+    /// Without --ca-dir: the certificate authority, ours or istiod's
+    /// [default: https://nodemesh-controller.nodemesh-system.svc:15012]
+    #[arg(long, env = "NODEMESH_CA_ADDRESS", value_name = "URL")]
+    pub ca_address: Option<String>,
+    /// PEM bundle that verifies the CA's server [default: /var/run/secrets/nodemesh/root-cert.pem]
+    #[arg(long, env = "NODEMESH_CA_ROOT", value_name = "FILE")]
+    pub ca_root: Option<PathBuf>,
+    /// Token for the CA, read for each request [default: /var/run/secrets/tokens/nodemesh-token]
+    #[arg(long, env = "NODEMESH_CA_TOKEN", value_name = "FILE")]
+    pub ca_token: Option<PathBuf>,
+    /// Name by which the CA knows this cluster [default: Kubernetes]
+    #[arg(long, env = "NODEMESH_CLUSTER_ID", value_name = "NAME")]
+    pub cluster_id: Option<String>,
     /// Set by the command line's own --admin-socket
     #[arg(skip)]
     pub admin_socket: Option<PathBuf>,
@@ -234,6 +265,10 @@ impl RunArgs {
             node: self.node.or(lower.node),
             manifests: self.manifests.or(lower.manifests),
             ca_dir: self.ca_dir.or(lower.ca_dir),
+            ca_address: self.ca_address.or(lower.ca_address),
+            ca_root: self.ca_root.or(lower.ca_root),
+            ca_token: self.ca_token.or(lower.ca_token),
+            cluster_id: self.cluster_id.or(lower.cluster_id),
             admin_socket: self.admin_socket.or(lower.admin_socket),
             metrics: self.metrics.or(lower.metrics),
             readiness: self.readiness.or(lower.readiness),
@@ -257,7 +292,15 @@ impl RunArgs {
         let settings = Settings {
             node: required("node", self.node)?,
             manifests: required("manifests", self.manifests)?,
-            ca_dir: required("ca-dir", self.ca_dir)?,
+            ca: match self.ca_dir {
+                Some(dir) => CaSettings::Dir(dir),
+                None => CaSettings::Service(ServiceSettings {
+                    address: ca_address(&text(self.ca_address, DEFAULT_CA_ADDRESS))?,
+                    root: path(self.ca_root, DEFAULT_CA_ROOT),
+                    token: path(self.ca_token, DEFAULT_CA_TOKEN),
+                    cluster_id: text(self.cluster_id, DEFAULT_CLUSTER_ID),
+                }),
+            },
             admin_socket: path(self.admin_socket, DEFAULT_ADMIN_SOCKET),
             metrics: address(self.metrics, DEFAULT_METRICS)?,
             readiness: address(self.readiness, DEFAULT_READINESS)?,
@@ -353,6 +396,15 @@ fn address(value: Option<SocketAddr>, default: &'static str) -> Result<SocketAdd
         },
         Ok,
     )
+}
+
+fn ca_address(text: &str) -> Result<http::Uri, ConfigError> {
+    let remedy = "write https://HOST:PORT";
+    match text.parse::<http::Uri>() {
+        Ok(uri) if uri.scheme_str() == Some("https") && uri.host().is_some() => Ok(uri),
+        Ok(_) => invalid("ca-address", format!("`{text}` is no https address"), remedy),
+        Err(error) => invalid("ca-address", format!("`{text}` is no address: {error}"), remedy),
+    }
 }
 
 fn invalid<T>(field: &'static str, problem: String, remedy: &'static str) -> Result<T, ConfigError> {

@@ -2,10 +2,12 @@
 pub mod admin;
 pub mod agent;
 pub mod api;
+pub mod ca;
 pub mod capture;
 pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod controller;
 pub mod decide;
 pub mod identity;
 pub mod model;

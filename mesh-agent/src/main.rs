@@ -14,6 +14,13 @@ fn main() -> ExitCode {
                 Exit::Usage.into()
             }
         },
+        Action::Controller(args) => match args.check() {
+            Ok(()) => ended(mesh_agent::controller::run(*args)),
+            Err(error) => {
+                eprintln!("mesh-agent: {error}");
+                Exit::Usage.into()
+            }
+        },
         Action::Hold(args) => ended(mesh_agent::agent::hold(args)),
         Action::Ask(question) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

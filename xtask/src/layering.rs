@@ -21,8 +21,9 @@ const FLOORS: &[&str] = &[
     "config",
     "source",
     "ca",
-    "controller",
     "admin",
+    // Above `admin`: it shows its metrics and readiness by the same servers.
+    "controller",
     "cli",
     "agent",
 ];

@@ -32,8 +32,11 @@ pub const ADMIN_PATHS: [&str; 9] = [
 pub enum Routes {
     Admin(Arc<dyn AdminSource>),
     Metrics(Arc<Metrics>),
-    Readiness(Arc<dyn AdminSource>),
+    Readiness(Missing),
 }
+
+/// Says what is missing before traffic may come; empty = ready.
+pub type Missing = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
 
 impl Routes {
     pub fn answer<B>(&self, request: &Request<B>) -> Answer {
@@ -46,7 +49,7 @@ impl Routes {
         match self {
             Self::Admin(source) => admin(&**source, path, request.uri().query().unwrap_or("")),
             Self::Metrics(metrics) => scrape(metrics, path),
-            Self::Readiness(source) => readiness(&**source, path),
+            Self::Readiness(missing) => readiness(missing, path),
         }
     }
 }
@@ -87,11 +90,11 @@ fn scrape(metrics: &Arc<Metrics>, path: &str) -> Answer {
     }
 }
 
-fn readiness(source: &dyn AdminSource, path: &str) -> Answer {
+fn readiness(missing: &Missing, path: &str) -> Answer {
     if path != "/healthz/ready" {
         return problem(StatusCode::NOT_FOUND, "no such path; there is /healthz/ready");
     }
-    let missing = source.missing();
+    let missing = missing();
     if missing.is_empty() {
         return body(StatusCode::OK, "text/plain; charset=utf-8", "ready\n".to_owned());
     }

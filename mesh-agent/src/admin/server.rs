@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
 use super::AdminSource;
-use super::routes::Routes;
+use super::routes::{Missing, Routes};
 use super::socket::{self, SocketError, SocketFile, Takeover};
 use crate::observe::{Limit, Metrics};
 
@@ -103,7 +103,16 @@ impl HttpServer {
         source: Arc<dyn AdminSource>,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
-        Self::bind(address, Routes::Readiness(source), metrics).await
+        Self::readiness_of(address, Arc::new(move || source.missing()), metrics).await
+    }
+
+    /// As [`Self::readiness`], for a process that is no agent.
+    pub async fn readiness_of(
+        address: SocketAddr,
+        missing: Missing,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
+        Self::bind(address, Routes::Readiness(missing), metrics).await
     }
 
     pub fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use crate::capture::{KernelAction, LiveFlow};
+use crate::decide::Snapshot as _;
 use crate::decide::bypass::{KernelVerdict, kernel_verdict};
 use crate::decide::inbound::{ConnFacts, admit};
 use crate::model::{Reason, Workload};
@@ -38,6 +39,11 @@ pub(super) fn still_allowed(world: &World, meta: &ConnMeta) -> Option<Reason> {
         {
             return Some(Reason::WorkloadGone);
         }
+    }
+    let identities =
+        [&meta.source, &meta.destination].into_iter().filter_map(|party| party.identity.as_ref());
+    if identities.into_iter().any(|identity| world.denied(identity)) {
+        return Some(Reason::IdentityDenied);
     }
     if meta.direction == Direction::Outbound {
         // The destination's own agent judges it.

@@ -25,6 +25,7 @@ use clap::{Parser, Subcommand};
 
 use crate::admin::{Client, ClientError};
 use crate::config::{DEFAULT_ADMIN_SOCKET, RunArgs};
+use crate::controller::ControllerArgs;
 use output::{Format, Printer};
 
 /// Nodemesh: a service mesh with one agent per node, no sidecars and no waypoints.
@@ -48,6 +49,8 @@ pub struct Cli {
 enum Verb {
     /// Run the agent of this node
     Run(Box<RunArgs>),
+    /// Run the cluster's controller: certificate authority, statuses of Istio's resources
+    Controller(Box<ControllerArgs>),
     /// Keep an agent's listeners while it restarts (started by the agent)
     #[command(hide = true)]
     Hold(HoldArgs),
@@ -104,6 +107,7 @@ impl NamespaceArgs {
 #[derive(Debug)]
 pub enum Action {
     Run(Box<RunArgs>),
+    Controller(Box<ControllerArgs>),
     Hold(HoldArgs),
     Ask(Question),
 }
@@ -166,6 +170,7 @@ impl Cli {
                 args.admin_socket = self.admin_socket;
                 Action::Run(args)
             }
+            Verb::Controller(args) => Action::Controller(args),
             Verb::Hold(args) => Action::Hold(args),
             verb => Action::Ask(Question {
                 socket: self.admin_socket.unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into()),
@@ -196,8 +201,8 @@ impl Question {
 impl Verb {
     async fn answer(self, client: &Client, printer: Printer) -> Result<Exit, CliError> {
         match self {
-            // `Cli::action` keeps these two.
-            Self::Run(_) | Self::Hold(_) => Ok(Exit::Usage),
+            // `Cli::action` keeps these.
+            Self::Run(_) | Self::Controller(_) | Self::Hold(_) => Ok(Exit::Usage),
             Self::Status => status::run(client, printer).await,
             Self::Check(args) => check::run(client, printer, &args).await,
             Self::Workloads(args) => workloads::run(client, printer, &args).await,

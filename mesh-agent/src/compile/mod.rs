@@ -3,6 +3,7 @@
 //! A security object that cannot be understood becomes one that refuses in its scope (fails closed); any other
 //! is refused. Never: I/O, clocks, or knowledge of other objects (that is `world`). Called by `source`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,9 +11,12 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::api::istio::security;
-use crate::model::{AppProtocol, AuthzAction, AuthzPolicy, Balance, Labels, MtlsMode, PeerAuth, Workload};
+use crate::model::{
+    AppProtocol, AuthzAction, AuthzPolicy, Balance, Identity, Labels, MtlsMode, PeerAuth, Workload,
+};
 
 pub mod authz;
+pub mod denied;
 pub mod diagnostic;
 pub mod peer_auth;
 pub mod pod;
@@ -30,6 +34,8 @@ pub struct MeshSettings {
     pub cluster_domain: Arc<str>,
     /// The namespace whose policies are mesh-wide.
     pub root_namespace: Arc<str>,
+    /// Identities that may not talk to anybody (see [`denied`]).
+    pub denied: Arc<BTreeSet<Identity>>,
 }
 
 impl Default for MeshSettings {
@@ -38,6 +44,7 @@ impl Default for MeshSettings {
             trust_domain: "cluster.local".into(),
             cluster_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
+            denied: Arc::default(),
         }
     }
 }

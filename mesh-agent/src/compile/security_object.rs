@@ -39,10 +39,12 @@ pub(super) fn check<T: DeserializeOwned>(head: &Head<'_>, value: &Value) -> Vec<
     faults
 }
 
-/// The object with `spec: {}` where it has none, which Istio takes for the same.
+/// The object with `spec: {}` where it has none, which Istio takes for the same, and without its status, which
+/// must not change what it means.
 pub(super) fn with_spec(value: &Value) -> Value {
     let mut value = value.clone();
     if let Some(object) = value.as_object_mut() {
+        object.remove("status");
         object.entry("spec").or_insert_with(|| Value::Object(serde_json::Map::new()));
     }
     value

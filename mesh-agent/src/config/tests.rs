@@ -52,7 +52,7 @@ fn a_flag_beats_the_file_and_the_file_beats_the_default() {
     let args = flags(&["--config", file.to_str().unwrap(), "--node", "from-flag", "--manifests", &manifests]);
     let settings = args.resolve().unwrap();
     assert_eq!(settings.node, "from-flag");
-    assert_eq!(settings.ca_dir, PathBuf::from("/file-ca"));
+    assert_eq!(settings.ca, CaSettings::Dir("/file-ca".into()));
     assert_eq!(settings.workers, 3);
     assert!(!settings.access_log);
     assert_eq!(settings.drain_deadline, Duration::from_secs(5));
@@ -85,7 +85,14 @@ fn an_empty_file_is_no_error_and_an_unknown_key_is_one_that_names_it() {
 fn errors_name_the_setting_and_the_remedy() {
     let cases: Vec<(String, &str, &str)> = vec![
         (problem(|a| a.node = None), "node", "NODEMESH_NODE"),
-        (problem(|a| a.ca_dir = None), "ca-dir", "NODEMESH_CA_DIR"),
+        (
+            problem(|a| {
+                a.ca_dir = None;
+                a.ca_address = Some("http://ca:1".into());
+            }),
+            "ca-address",
+            "https://HOST:PORT",
+        ),
         (problem(|a| a.node = Some("Node A".into())), "node", "spec.nodeName"),
         (problem(|a| a.manifests = Some("/does/not/exist".into())), "manifests", "make it"),
         (problem(|a| a.trust_domain = Some("Big.Domain".into())), "trust-domain", "same one"),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::model::AuthzAction;
 use crate::model::policy::{AuthzRule, AuthzScope, Source, StringMatch, Values};
-use crate::model::{AuthzAction, Identity};
 
 #[derive(Default)]
 pub(crate) struct Mesh {
@@ -14,9 +14,14 @@ pub(crate) struct Mesh {
     pub(crate) authz: Vec<Arc<AuthzPolicy>>,
     /// (namespace, Service, workload).
     pub(crate) members: Vec<(String, String, WorkloadId)>,
+    pub(crate) denied: Vec<Identity>,
 }
 
 impl Snapshot for Mesh {
+    fn denied(&self, identity: &Identity) -> bool {
+        self.denied.contains(identity)
+    }
+
     fn root_namespace(&self) -> &str {
         "istio-system"
     }

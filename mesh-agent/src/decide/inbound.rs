@@ -1,4 +1,4 @@
-//! May a connection reach a workload: peer authentication first, then AuthorizationPolicy in the order CUSTOM,
+//! May a connection reach a workload: the deny list, peer authentication, then AuthorizationPolicy in the order CUSTOM,
 //! DENY, ALLOW. Owns that order and its explanation; `judge` and `explain` are one walk, with and without notes,
 //! so that an explanation can never differ from what was done. Called by `proxy::inbound`, `bypass`, `explain`.
 
@@ -47,6 +47,8 @@ impl Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
+    /// One of the identities is on the mesh's deny list.
+    DenyList,
     PeerAuthentication,
     Audit,
     Custom,
@@ -106,6 +108,7 @@ fn walk<'a, S: Snapshot + ?Sized>(
     notes: Option<&'a mut Vec<Step>>,
 ) -> Verdict {
     let mut walk = Walk { facts, decided: None, notes };
+    walk.deny_list(world, dst);
     walk.peer_authentication(world, dst);
     // An audit is only ever noted.
     if walk.notes.is_some() {
@@ -155,6 +158,22 @@ impl Walk<'_> {
             step.why = why();
             notes.push(step);
         }
+    }
+
+    /// Noted only where it decides: it is empty but in an emergency.
+    fn deny_list<S: Snapshot + ?Sized>(&mut self, world: &S, dst: &Workload) {
+        let Some(denied) = denied(world, self.facts.peer, &dst.identity) else { return };
+        let step = Step {
+            stage: Stage::DenyList,
+            policy: None,
+            rule: None,
+            matched: true,
+            enforced: true,
+            verdict: None,
+            why: String::new(),
+        };
+        let verdict = Some(Verdict::deny(Reason::IdentityDenied, None));
+        self.step(step, verdict, || format!("{denied} is on the deny list"));
     }
 
     fn peer_authentication<S: Snapshot + ?Sized>(&mut self, world: &S, dst: &Workload) {
@@ -240,6 +259,15 @@ impl Walk<'_> {
         });
         verdict
     }
+}
+
+/// Which of the two ends is on the deny list.
+pub fn denied<'a, S: Snapshot + ?Sized>(
+    world: &S,
+    peer: Option<&'a Identity>,
+    destination: &'a Identity,
+) -> Option<&'a Identity> {
+    peer.into_iter().chain([destination]).find(|identity| world.denied(identity))
 }
 
 fn note(stage: Stage, policy: &AuthzPolicy, rule: Option<usize>, matched: bool) -> Step {

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{AuthzPolicy, MtlsMode, PeerAuth, PolicyRef, Service, Workload, WorkloadId};
+use crate::model::{AuthzPolicy, Identity, MtlsMode, PeerAuth, PolicyRef, Service, Workload, WorkloadId};
 
 pub mod authz;
 pub mod balance;
@@ -21,6 +21,8 @@ pub const MESH_PORTS: [u16; 3] = [15001, 15006, 15008];
 
 /// What a decision reads. `world::World` implements it; decisions do not know how it stores things.
 pub trait Snapshot {
+    /// Whether an identity is on the mesh's deny list.
+    fn denied(&self, identity: &Identity) -> bool;
     /// The namespace whose policies are mesh-wide.
     fn root_namespace(&self) -> &str;
     fn workload(&self, id: &WorkloadId) -> Option<&Arc<Workload>>;

@@ -64,8 +64,11 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Plans a connection of `_src` to `dst`. The source does not matter at L4 yet; routes by source labels will ask.
-pub fn plan<S: Snapshot + ?Sized>(world: &S, _src: &Workload, dst: SocketAddr) -> OutboundPlan {
+/// Plans a connection of `src` to `dst`. At L4 the source matters for the deny list only.
+pub fn plan<S: Snapshot + ?Sized>(world: &S, src: &Workload, dst: SocketAddr) -> OutboundPlan {
+    if world.denied(&src.identity) {
+        return OutboundPlan::Refuse(Reason::IdentityDenied);
+    }
     let dst = canonical(dst);
     if let Some(service) = world.service_at(dst.ip()) {
         return to_service(service, dst);

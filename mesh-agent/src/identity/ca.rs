@@ -7,6 +7,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::dir_ca::DirCa;
 use super::error::CertError;
+use super::service::CaService;
 use crate::model::Identity;
 
 /// A certificate authority.
@@ -14,6 +15,8 @@ use crate::model::Identity;
 pub enum Ca {
     /// The development CA of `--ca-dir`.
     Dir(Arc<DirCa>),
+    /// A CA behind gRPC: the controller's or istiod's.
+    Service(Arc<CaService>),
 }
 
 /// What a CA hands back.
@@ -27,12 +30,12 @@ pub struct SignedCert {
 
 /// One request to a CA.
 #[derive(Clone, Debug)]
-pub(super) struct SignRequest {
-    pub(super) identity: Identity,
+pub struct SignRequest {
+    pub identity: Identity,
     /// PKCS #10, DER.
-    pub(super) csr: Vec<u8>,
-    pub(super) lifetime: Duration,
-    pub(super) now: SystemTime,
+    pub csr: Vec<u8>,
+    pub lifetime: Duration,
+    pub now: SystemTime,
 }
 
 impl Ca {
@@ -46,6 +49,7 @@ impl Ca {
                     .await
                     .unwrap_or(Err(CertError::Dropped { identity }))
             }
+            Ca::Service(ca) => ca.sign(request).await,
         }
     }
 
@@ -53,6 +57,13 @@ impl Ca {
     pub(super) async fn roots(&self) -> Result<Vec<CertificateDer<'static>>, CertError> {
         match self {
             Ca::Dir(ca) => {
+                let path = ca.bundle_path();
+                let ca = Arc::clone(ca);
+                tokio::task::spawn_blocking(move || ca.roots()).await.unwrap_or_else(|error| {
+                    Err(CertError::Io { action: "read", path, cause: error.to_string() })
+                })
+            }
+            Ca::Service(ca) => {
                 let path = ca.bundle_path();
                 let ca = Arc::clone(ca);
                 tokio::task::spawn_blocking(move || ca.roots()).await.unwrap_or_else(|error| {

@@ -7,38 +7,33 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    PublicKeyData as _, SanType, SerialNumber,
-};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
-use time::OffsetDateTime;
+use rcgen::{Issuer, KeyPair, PublicKeyData as _};
+use rustls::pki_types::CertificateDer;
 
 use super::ca::{SignRequest, SignedCert};
 use super::error::CertError;
-use super::tls::random_bytes;
+use super::leaf::{self, Names};
+use super::pem;
+use super::root::make_root;
 
 const KEY_FILE: &str = "ca-key.pem";
 const CERT_FILE: &str = "ca-cert.pem";
 const BUNDLE_FILE: &str = "root-cert.pem";
 const LOCK_FILE: &str = ".lock";
-/// Roots in one bundle, certificates. A rotation needs two; the rest is room for neighbours' roots.
-pub const BUNDLE_MAX_CERTS: usize = 16;
-/// Largest PEM file read, bytes.
-const PEM_MAX_BYTES: u64 = 256 * 1024;
-/// Life of a self-made root.
-const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// A leaf starts this much in the past, so that a peer whose clock is a little behind accepts it.
-const BACKDATE: Duration = Duration::from_secs(120);
 
 /// A CA whose key and certificates are files in one folder. Several agents may share it.
 #[derive(Debug)]
 pub struct DirCa {
     dir: PathBuf,
+}
+
+/// PEM texts of one moment.
+pub struct DirTexts {
+    pub cert: String,
+    pub key: String,
+    pub bundle: String,
 }
 
 /// The files' contents, read under the lock.
@@ -72,34 +67,29 @@ impl DirCa {
 
     /// The roots to trust, read anew: another agent or the operator may have changed them.
     pub fn roots(&self) -> Result<Vec<CertificateDer<'static>>, CertError> {
-        read_certs(&self.bundle_path())
+        pem::read(&self.bundle_path())
     }
 
-    /// Checks a CSR and signs it. Nothing but the public key is taken from it, so that a CSR cannot ask for more
-    /// than its identity (a CA flag, further names).
-    pub(super) fn sign(&self, request: &SignRequest) -> Result<SignedCert, CertError> {
-        let public_key = check_csr(request)?;
+    /// The files as texts, for a service that signs with this CA.
+    pub fn texts(&self) -> Result<DirTexts, CertError> {
+        let pair = self.load()?;
+        Ok(DirTexts {
+            cert: pem::text("CERTIFICATE", &[&pair.cert]),
+            key: pair.key.serialize_pem(),
+            bundle: pem::text("CERTIFICATE", &pair.roots),
+        })
+    }
+
+    /// Checks a CSR and signs it.
+    pub fn sign(&self, request: &SignRequest) -> Result<SignedCert, CertError> {
+        let public_key = leaf::check_csr(&request.csr, &request.identity, Names::Required)?;
         let pair = self.load()?;
         let failed = |error: rcgen::Error| CertError::Generate {
             identity: request.identity.clone(),
             detail: error.to_string(),
         };
         let issuer = Issuer::from_ca_cert_der(&pair.cert, pair.key).map_err(failed)?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names =
-            vec![SanType::URI(request.identity.to_string().try_into().map_err(failed)?)];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.use_authority_key_identifier_extension = true;
-        params.serial_number = Some(
-            serial_number()
-                .map_err(|detail| CertError::Generate { identity: request.identity.clone(), detail })?,
-        );
-        params.not_before = OffsetDateTime::from(request.now.checked_sub(BACKDATE).unwrap_or(request.now));
-        params.not_after = OffsetDateTime::from(request.now + request.lifetime);
+        let params = leaf::params(&request.identity, request.now, request.now + request.lifetime)?;
         let leaf = params.signed_by(&public_key, &issuer).map_err(failed)?;
         let mut chain = vec![leaf.der().clone()];
         // A signing certificate that is no root itself is an intermediate: the peer needs it to find the root.
@@ -136,10 +126,10 @@ impl DirCa {
             return Err(CertError::KeyExposed { path: key_path.to_owned(), mode });
         }
         let bad_pem = |path: &Path, detail: String| CertError::Pem { path: path.to_owned(), detail };
-        let key =
-            KeyPair::from_pem(&read_text(key_path)?).map_err(|error| bad_pem(key_path, error.to_string()))?;
+        let key = KeyPair::from_pem(&pem::read_text(key_path)?)
+            .map_err(|error| bad_pem(key_path, error.to_string()))?;
         let cert_path = self.dir.join(CERT_FILE);
-        let cert = read_certs(&cert_path)?
+        let cert = pem::read(&cert_path)?
             .into_iter()
             .next()
             .ok_or_else(|| bad_pem(&cert_path, "no certificate in it".to_owned()))?;
@@ -152,25 +142,10 @@ impl DirCa {
     /// Makes a root and adds it to the bundle; roots that are there already stay trusted.
     fn create(&self) -> Result<(), CertError> {
         let path = self.dir.join(CERT_FILE);
-        let failed = |error: rcgen::Error| CertError::Pem { path: path.clone(), detail: error.to_string() };
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, "Nodemesh");
-        // Roots need names of their own: a chain is found by the issuer's name, and an old and a new root meet
-        // in one bundle while a root rotates.
-        let serial = serial_number().map_err(|detail| CertError::Pem { path: path.clone(), detail })?;
-        let tag: String = serial.to_bytes().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        params.distinguished_name.push(DnType::CommonName, format!("development root {tag}"));
-        params.serial_number = Some(serial);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let now = SystemTime::now();
-        params.not_before = OffsetDateTime::from(now.checked_sub(BACKDATE).unwrap_or(now));
-        params.not_after = OffsetDateTime::from(now + ROOT_LIFETIME);
-        let cert = params.self_signed(&key).map_err(failed)?;
+        let (key, cert) = make_root("development root", SystemTime::now())
+            .map_err(|detail| CertError::Pem { path: path.clone(), detail })?;
         let bundle_path = self.bundle_path();
-        let mut bundle = if bundle_path.exists() { read_text(&bundle_path)? } else { String::new() };
+        let mut bundle = if bundle_path.exists() { pem::read_text(&bundle_path)? } else { String::new() };
         if !bundle.is_empty() && !bundle.ends_with('\n') {
             bundle.push('\n');
         }
@@ -200,53 +175,9 @@ impl DirCa {
     }
 }
 
-/// The CSR's public key, when the CSR is signed by it, has no subject and names exactly the identity.
-fn check_csr(request: &SignRequest) -> Result<rcgen::PublicKey, CertError> {
-    let refused = |detail: String| CertError::CsrRefused { identity: request.identity.clone(), detail };
-    let der = CertificateSigningRequestDer::from(request.csr.as_slice());
-    let csr = CertificateSigningRequestParams::from_der(&der).map_err(|error| refused(error.to_string()))?;
-    if csr.params.distinguished_name.iter().next().is_some() {
-        return Err(refused("its subject is not empty".to_owned()));
-    }
-    match csr.params.subject_alt_names.as_slice() {
-        [SanType::URI(uri)] if uri.as_str() == request.identity.to_string() => Ok(csr.public_key),
-        _ => Err(refused("its one name must be the identity as a URI".to_owned())),
-    }
-}
-
 fn belongs_to(cert: &CertificateDer<'_>, key: &KeyPair) -> bool {
     x509_parser::parse_x509_certificate(cert)
         .is_ok_and(|(_, parsed)| parsed.public_key().subject_public_key.as_ref() == key.der_bytes())
-}
-
-fn serial_number() -> Result<SerialNumber, String> {
-    let mut bytes: [u8; 16] =
-        random_bytes().map_err(|error| format!("no randomness to be had: {error:?}"))?;
-    // RFC 5280, 4.1.2.2: positive; a leading zero bit keeps it so, a set one next to it keeps its length.
-    bytes[0] = (bytes[0] & 0x7f) | 0x40;
-    Ok(SerialNumber::from_slice(&bytes))
-}
-
-fn read_certs(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertError> {
-    let text = read_text(path)?;
-    let certs = CertificateDer::pem_slice_iter(text.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| CertError::Pem { path: path.to_owned(), detail: error.to_string() })?;
-    match certs.len() {
-        0 => Err(CertError::Pem { path: path.to_owned(), detail: "no certificate in it".to_owned() }),
-        count if count > BUNDLE_MAX_CERTS => {
-            Err(CertError::BundleTooLarge { path: path.to_owned(), count, limit: BUNDLE_MAX_CERTS })
-        }
-        _ => Ok(certs),
-    }
-}
-
-fn read_text(path: &Path) -> Result<String, CertError> {
-    let length = fs::metadata(path).map_err(|error| io_error("read", path, &error))?.len();
-    if length > PEM_MAX_BYTES {
-        return Err(CertError::Pem { path: path.to_owned(), detail: format!("{length} bytes are too many") });
-    }
-    fs::read_to_string(path).map_err(|error| io_error("read", path, &error))
 }
 
 fn io_error(action: &'static str, path: &Path, error: &std::io::Error) -> CertError {

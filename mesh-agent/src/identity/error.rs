@@ -23,6 +23,16 @@ pub enum CertError {
     CsrRefused { identity: Identity, detail: String },
     #[error("the CA's answer for {identity} is refused: {detail}; check the CA's root and its clock")]
     AnswerRefused { identity: Identity, detail: String },
+    #[error("ca-address: `{address}` is no address of a CA: {problem}; write https://HOST:PORT")]
+    Address { address: String, problem: String },
+    #[error("ca-token: cannot use {}: {cause}; mount a projected token for the CA's audience there", path.display())]
+    Token { path: PathBuf, cause: String },
+    #[error(
+        "the CA at {address} does not answer for {identity}: {detail}; check that it runs and that --ca-root verifies it"
+    )]
+    Unavailable { identity: Identity, address: String, detail: String },
+    #[error("the CA at {address} refuses {identity} ({code}): {detail}; its audit log has the same line")]
+    Refused { identity: Identity, address: String, code: &'static str, detail: String },
     #[error("no certificate for {identity} before the next attempt in {wait_seconds} s: {last}")]
     Backoff { identity: Identity, wait_seconds: u64, last: String },
     #[error("certificates for {limit} identities are held already; {identity} is refused")]

@@ -1,5 +1,5 @@
 //! The certificates of every identity on this node: made on demand, renewed at half life, forgotten with the pod.
-//! Owns: the cache, the single flight per identity, the retry schedule. Never: writes a key anywhere.
+//! Owns: the cache, the single flight per identity, the order of requests, the retry schedule. Never: writes a key anywhere.
 //! Called by the proxies (`fetch`, `current`), `agent` (`run`, `retain`) and `admin` (`list`).
 
 use std::collections::{HashMap, HashSet};
@@ -18,6 +18,11 @@ use super::error::CertError;
 use super::issue::key_and_csr;
 use super::tls::random_bytes;
 use crate::model::{Hits, Identity, Limit};
+
+mod queue;
+
+pub use queue::REQUESTS_MAX;
+use queue::{Queue, Urgency, Waiting};
 
 /// Identities held at once. A node runs some hundred pods; more than this is a fault, not a use.
 pub const IDENTITIES_MAX: usize = 10_000;
@@ -98,6 +103,7 @@ impl Entry {
 struct State {
     entries: HashMap<Identity, Entry>,
     generations: u64,
+    queue: Queue,
 }
 
 struct Shared {
@@ -135,18 +141,22 @@ impl CertManager {
                 self.shared.settings.hits.hit(Limit::Identities);
                 return Err(CertError::TooMany { identity: identity.clone(), limit: IDENTITIES_MAX });
             }
-            let entry = state.entry(identity);
+            let (entry, queue) = state.entry(identity);
             if let Some(cert) = entry.cert.as_ref().filter(|cert| !cert.expired(now)) {
                 return Ok(Arc::clone(cert));
             }
             match entry.flight() {
-                Some(flight) => flight,
+                Some(flight) => {
+                    queue.promote(identity);
+                    flight
+                }
                 None => {
                     entry.may_ask(identity, now)?;
-                    self.shared.start(identity, entry)
+                    entry.enqueue(identity, Urgency::Pod, queue)
                 }
             }
         };
+        self.shared.pump();
         match flight.wait_for(Option::is_some).await {
             Ok(answer) => {
                 answer.clone().unwrap_or_else(|| Err(CertError::Dropped { identity: identity.clone() }))
@@ -165,7 +175,9 @@ impl CertManager {
 
     /// Forgets every identity that is not in `keep`, with its key.
     pub fn retain(&self, keep: &HashSet<Identity>) {
-        self.shared.state.lock().entries.retain(|identity, _| keep.contains(identity));
+        let mut state = self.shared.state.lock();
+        state.entries.retain(|identity, _| keep.contains(identity));
+        state.queue.retain(|identity| keep.contains(identity));
     }
 
     /// Where each identity stands, in the identities' order.
@@ -199,12 +211,17 @@ impl CertManager {
         let now = self.shared.clock.now();
         let mut state = self.shared.state.lock();
         let mut started = 0;
-        for (identity, entry) in &mut state.entries {
+        let State { entries, queue, .. } = &mut *state;
+        for (identity, entry) in entries {
             if entry.flight().is_none() && entry.next_request.is_some_and(|due| due <= now) {
-                drop(self.shared.start(identity, entry));
+                let usable = entry.cert.as_ref().is_some_and(|cert| !cert.expired(now));
+                let urgency = if usable { Urgency::Renewal } else { Urgency::Pod };
+                drop(entry.enqueue(identity, urgency, queue));
                 started += 1;
             }
         }
+        drop(state);
+        self.shared.pump();
         started
     }
 
@@ -243,21 +260,39 @@ impl CertManager {
 }
 
 impl State {
-    fn entry(&mut self, identity: &Identity) -> &mut Entry {
+    /// The CA answers again: what failed only because it did not is asked for at once, in the queue's order.
+    fn retry_unavailable(&mut self, now: SystemTime) {
+        for entry in self.entries.values_mut() {
+            if matches!(entry.last_error, Some(CertError::Unavailable { .. })) && entry.flight.is_none() {
+                entry.next_request = Some(now);
+            }
+        }
+    }
+
+    fn entry(&mut self, identity: &Identity) -> (&mut Entry, &mut Queue) {
         self.generations += 1;
         let generation = self.generations;
-        self.entries.entry(identity.clone()).or_insert(Entry {
+        let entry = self.entries.entry(identity.clone()).or_insert(Entry {
             generation,
             cert: None,
             next_request: None,
             failures: 0,
             last_error: None,
             flight: None,
-        })
+        });
+        (entry, &mut self.queue)
     }
 }
 
 impl Entry {
+    /// Puts a request into the queue.
+    fn enqueue(&mut self, identity: &Identity, urgency: Urgency, queue: &mut Queue) -> Flight {
+        let (answer, flight) = watch::channel(None);
+        self.flight = Some(flight.clone());
+        queue.push(urgency, Waiting { identity: identity.clone(), generation: self.generation, answer });
+        flight
+    }
+
     /// After a failure callers get the error at once until the retry is due: a CA that is down must not be
     /// asked once per connection.
     fn may_ask(&self, identity: &Identity, now: SystemTime) -> Result<(), CertError> {
@@ -293,18 +328,22 @@ impl Entry {
 }
 
 impl Shared {
-    /// Starts a request in a task of its own and notes it in the entry.
-    fn start(self: &Arc<Self>, identity: &Identity, entry: &mut Entry) -> Flight {
-        let (answer, flight) = watch::channel(None);
-        entry.flight = Some(flight.clone());
-        let shared = Arc::clone(self);
-        let (identity, generation) = (identity.clone(), entry.generation);
-        tokio::spawn(async move {
-            let result = shared.issue(&identity).await;
-            shared.settle(&identity, generation, &result);
-            answer.send_replace(Some(result));
-        });
-        flight
+    /// Starts the requests that may go, each in a task of its own. The lock is not held meanwhile: a runtime that
+    /// ends drops a task at once, and with it its turn.
+    fn pump(self: &Arc<Self>) {
+        loop {
+            let Some(waiting) = self.state.lock().queue.next() else { return };
+            let turn = Turn(Arc::clone(self));
+            tokio::spawn(async move {
+                let shared = Arc::clone(&turn.0);
+                let Waiting { identity, generation, answer } = waiting;
+                let result = shared.issue(&identity).await;
+                shared.settle(&identity, generation, &result);
+                drop(turn);
+                answer.send_replace(Some(result));
+                shared.pump();
+            });
+        }
     }
 
     async fn issue(&self, identity: &Identity) -> Answer {
@@ -334,6 +373,7 @@ impl Shared {
                         Some(renewal_time(cert, now, self.settings.jitter, random_fraction()));
                     entry.failures = 0;
                     entry.last_error = None;
+                    state.retry_unavailable(now);
                 }
                 Err(error) => {
                     entry.failures = entry.failures.saturating_add(1);
@@ -344,6 +384,16 @@ impl Shared {
             }
         }
         self.changed.notify_one();
+    }
+}
+
+/// A request under way; its end, also by a runtime that ends with it, makes room for the next.
+struct Turn(Arc<Shared>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.state.lock().queue.done();
+        self.0.changed.notify_one();
     }
 }
 

@@ -8,19 +8,26 @@ mod cert;
 mod dir_ca;
 mod error;
 mod issue;
+pub mod leaf;
 mod manager;
+pub mod pem;
+pub mod root;
 mod san;
+mod service;
 mod tls;
+pub mod wire;
 
 use std::time::SystemTime;
 
-pub use ca::{Ca, SignedCert};
+pub use ca::{Ca, SignRequest, SignedCert};
 pub use cert::WorkloadCert;
-pub use dir_ca::{BUNDLE_MAX_CERTS, DirCa};
+pub use dir_ca::DirCa;
 pub use error::{CertError, PeerError};
-pub use manager::{CertManager, CertSettings, CertState, CertStatus, IDENTITIES_MAX};
+pub use manager::{CertManager, CertSettings, CertState, CertStatus, IDENTITIES_MAX, REQUESTS_MAX};
+pub use pem::BUNDLE_MAX_CERTS;
 pub use san::{certificate_identity, peer_identity, peer_not_after};
-pub use tls::reason_of_tls_error;
+pub use service::{CaService, ServiceSettings};
+pub use tls::{provider, reason_of_tls_error, time_provider};
 
 /// Where the wall clock comes from, so that expiry and rotation can be tested without waiting.
 pub trait Clock: Send + Sync {

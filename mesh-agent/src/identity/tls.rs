@@ -43,7 +43,7 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
 });
 
 /// The cryptography of the mesh, handed to rustls explicitly: a process-wide default could be another's.
-pub(super) fn provider() -> Arc<CryptoProvider> {
+pub fn provider() -> Arc<CryptoProvider> {
     Arc::clone(&PROVIDER)
 }
 
@@ -142,7 +142,8 @@ impl TimeProvider for ClockTime {
     }
 }
 
-fn time_provider(clock: &Arc<dyn Clock>) -> Arc<dyn TimeProvider> {
+/// The injected clock as rustls reads it.
+pub fn time_provider(clock: &Arc<dyn Clock>) -> Arc<dyn TimeProvider> {
     Arc::new(ClockTime(Arc::clone(clock)))
 }
 

@@ -13,6 +13,8 @@ pub enum Reason {
     PlaintextRefused,
     /// A live connection was cut because the policy now refuses it.
     PolicyChanged,
+    /// One of the two identities is on the mesh's deny list.
+    IdentityDenied,
     /// The object that decides could not be understood; security fails closed.
     PolicyInvalid,
     /// The peer's certificate is missing, expired, unknown, or of another trust domain.
@@ -105,6 +107,7 @@ rows! {
     PolicyNotAllowed "policy_not_allowed" 401 7 "DENY" true "no ALLOW rule matched; `mesh-agent explain` lists them";
     PlaintextRefused "plaintext_refused" 401 7 "DENY" true "PeerAuthentication is STRICT; enrol the client or use PERMISSIVE for this port";
     PolicyChanged "policy_changed" 401 7 "DENY" true "a policy change now refuses this connection; `mesh-agent explain` names the rule";
+    IdentityDenied "identity_denied" 401 7 "DENY" true "one of the identities is on the deny list: key denied-identities of ConfigMap nodemesh";
     PolicyInvalid "policy_invalid" 401 7 "DENY" true "a policy could not be understood and denies until mended; see `mesh-agent policies`";
     PeerCertificate "peer_certificate" 401 16 "TLS_FAILURE" true "check the peer's trust domain, clock and root certificate with `mesh-agent certs`";
     WrongIdentity "wrong_identity" 503 16 "IDENTITY_ERROR" true "the address is served by another identity than its Pod says; check for a stale Pod or address reuse";

@@ -63,6 +63,8 @@ pub struct Metrics {
     probe: RwLock<Option<ProbeFn>>,
     fold: RwLock<Weak<dyn Fold>>,
     dropped_lines: OnceLock<Arc<AtomicU64>>,
+    /// What another role of the process adds to its page.
+    extra: OnceLock<Box<dyn Collector>>,
 }
 
 struct Nothing;
@@ -86,6 +88,7 @@ impl Metrics {
             probe: RwLock::new(None),
             fold: RwLock::new(Weak::<Nothing>::new()),
             dropped_lines: OnceLock::new(),
+            extra: OnceLock::new(),
         })
     }
 
@@ -116,6 +119,11 @@ impl Metrics {
     /// Installs what other modules add to a scrape. Runs on the scraper's thread; must not block for long.
     pub fn set_probe(&self, probe: impl Fn() -> Probe + Send + Sync + 'static) {
         *self.probe.write() = Some(Box::new(probe));
+    }
+
+    /// Adds a collector to every scrape; the first call holds.
+    pub fn set_extra(&self, extra: Box<dyn Collector>) {
+        self.extra.get_or_init(|| extra);
     }
 
     /// Counts the lines that the log lost ([`super::logging::LogGuard::dropped_lines`]); the first call holds.
@@ -270,7 +278,11 @@ impl Collector for Metrics {
         let probe = self.probe.read().as_ref().map(|probe| probe());
         self.encode_traffic(&mut encoder)?;
         self.encode_agent(&mut encoder)?;
-        probe.map_or(Ok(()), |probe| Self::encode_probe(&mut encoder, probe))
+        probe.map_or(Ok(()), |probe| Self::encode_probe(&mut encoder, probe))?;
+        match self.extra.get() {
+            Some(extra) => extra.encode(encoder),
+            None => Ok(()),
+        }
     }
 }
 

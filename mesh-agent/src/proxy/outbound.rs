@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use crate::decide::Snapshot as _;
 use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport};
 use crate::decide::{balance, inbound};
 use crate::identity::WorkloadCert;
@@ -204,6 +205,10 @@ async fn connect(
     let conn = worker.shared.connections.open(meta);
     let opened = match &leg.transport {
         Transport::Local(workload) => local(worker, accepted, leg, workload).await.map(Upstream::Tcp),
+        // The destination's agent refuses too; a stolen key answers from elsewhere.
+        Transport::Hbone(workload) if worker.shared.store.load().denied(&workload.identity) => {
+            Err(Failure::new(Reason::IdentityDenied, "the destination's identity is on the deny list"))
+        }
         Transport::Hbone(workload) => {
             let headers = upstream::headers(accepted.client, leg.service.as_deref(), decision);
             hbone(worker, pod, accepted, Way { leg, workload, headers }).await

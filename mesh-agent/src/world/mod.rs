@@ -10,7 +10,9 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::compile::{Diagnostic, MeshSettings, NodeFacts, ServiceFacts, SliceFacts};
 use crate::decide::{Snapshot, authz, peer_auth};
-use crate::model::{AuthzPolicy, MtlsMode, PeerAuth, PolicyRef, Service, ServiceId, Workload, WorkloadId};
+use crate::model::{
+    AuthzPolicy, Identity, MtlsMode, PeerAuth, PolicyRef, Service, ServiceId, Workload, WorkloadId,
+};
 
 mod apply;
 mod check;
@@ -163,6 +165,10 @@ impl World {
 }
 
 impl Snapshot for World {
+    fn denied(&self, identity: &Identity) -> bool {
+        self.mesh.denied.contains(identity)
+    }
+
     fn root_namespace(&self) -> &str {
         &self.mesh.root_namespace
     }

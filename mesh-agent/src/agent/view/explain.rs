@@ -204,6 +204,7 @@ fn step(step: &Step) -> StepView {
 
 fn action(stage: Stage) -> &'static str {
     match stage {
+        Stage::DenyList => "DENYLIST",
         Stage::PeerAuthentication => "MTLS",
         Stage::Audit => "AUDIT",
         Stage::Custom => "CUSTOM",

@@ -1,3 +1,4 @@
 //! Istio's resources.
 
 pub mod security;
+pub mod status;

@@ -8,6 +8,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::status::IstioStatus;
+
 pub const GROUP: &str = "security.istio.io";
 /// Served versions, newest first.
 pub const VERSIONS: [&str; 2] = ["v1", "v1beta1"];
@@ -28,6 +30,7 @@ pub struct WorkloadSelector {
     kind = "PeerAuthentication",
     plural = "peerauthentications",
     shortname = "pa",
+    status = "IstioStatus",
     namespaced
 )]
 #[serde(rename_all = "camelCase")]
@@ -66,6 +69,7 @@ pub enum MutualTlsMode {
     kind = "AuthorizationPolicy",
     plural = "authorizationpolicies",
     shortname = "ap",
+    status = "IstioStatus",
     namespaced
 )]
 #[serde(rename_all = "camelCase")]

@@ -75,6 +75,22 @@ fn a_broken_policy_denies_whatever_others_allow_and_an_audit_never_does() {
 }
 
 #[test]
+fn an_identity_on_the_deny_list_is_refused_as_client_and_as_server_whatever_policy_allows() {
+    let dst = workload("shop", "web", "n1", "10.1.0.1");
+    let peer = Identity::new("cluster.local", "shop", "api").unwrap();
+    for denied in [&peer, &dst.identity] {
+        let allow = policy("a", AuthzAction::Allow, vec![AuthzRule::default()]);
+        let world = Mesh { denied: vec![denied.clone()], ..mesh(vec![allow]) };
+        let facts = facts(Some(&peer), "10.2.3.4");
+        assert_eq!(judge(&world, &dst, &facts).reason, Some(Reason::IdentityDenied), "{denied}");
+        let steps = explain(&world, &dst, &facts);
+        assert_eq!((steps[0].stage, steps[0].verdict.is_some()), (Stage::DenyList, true));
+    }
+    let other = Mesh { denied: vec![peer], ..mesh(vec![]) };
+    assert!(judge(&other, &dst, &facts(None, "10.2.3.4")).allowed);
+}
+
+#[test]
 fn an_explanation_names_every_policy_and_goes_on_after_the_decision() {
     let dst = workload("shop", "web", "n1", "10.1.0.1");
     let dry = AuthzPolicy { dry_run: true, ..policy("dry", AuthzAction::Deny, vec![AuthzRule::default()]) };

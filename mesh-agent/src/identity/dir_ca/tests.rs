@@ -1,7 +1,11 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use rcgen::{CertificateParams, DistinguishedName, DnType, SanType};
 
 use super::*;
+use crate::identity::BUNDLE_MAX_CERTS;
 use crate::identity::certificate_identity;
 use crate::identity::issue::key_and_csr;
 use crate::identity::testing::identity;

@@ -216,7 +216,7 @@ async fn the_number_of_identities_is_limited() {
     {
         let mut state = authority.manager.shared.state.lock();
         for index in 0..IDENTITIES_MAX {
-            state.entry(&identity(&format!("sa-{index}")));
+            let _entry = state.entry(&identity(&format!("sa-{index}")));
         }
     }
     let refused = authority.manager.fetch(&identity("one-more")).await;
