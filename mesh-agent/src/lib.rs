@@ -8,6 +8,7 @@ pub mod compile;
 pub mod config;
 pub mod decide;
 pub mod identity;
+pub mod install;
 pub mod model;
 pub mod net;
 pub mod observe;

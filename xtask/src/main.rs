@@ -6,8 +6,10 @@ mod bench;
 mod build_ebpf;
 mod command;
 mod demo;
+mod image;
 #[cfg(test)]
 mod layering;
+mod manifests;
 mod paths;
 mod phases;
 mod setup;
@@ -64,6 +66,17 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Write the generated files of deploy/ (Kustomize base, Helm chart, CRDs)
+    Manifests,
+    /// Build the container image as an archive, without a container engine; the same tree gives the same bytes
+    Image {
+        /// Pack the quick build that tests use
+        #[arg(long)]
+        dev: bool,
+        /// Where to write it [default: target/image/mesh-agent-VERSION.tar]
+        #[arg(long, value_name = "FILE")]
+        out: Option<std::path::PathBuf>,
+    },
     /// What CI runs: the same as `test`
     Ci,
 }
@@ -77,6 +90,8 @@ fn main() -> ExitCode {
         Verb::Bench { what, with_envoy, json } => bench::run(what.as_deref(), with_envoy, json),
         Verb::Demo { exit } => demo::run(exit),
         Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Manifests => manifests::run(),
+        Verb::Image { dev, out } => image::run(dev, out),
         Verb::Ci => test::run(None),
     };
     match done {

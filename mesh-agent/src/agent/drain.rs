@@ -38,8 +38,8 @@ pub(super) async fn drain(
     }
 }
 
-/// Looks twice: what a worker has just accepted is in the table a moment later.
-async fn gone_within(shared: &Shared, limit: Duration) -> bool {
+/// Whether the last connection has gone by then. Looks twice: what a worker has just accepted is in the table a moment later.
+pub(super) async fn gone_within(shared: &Shared, limit: Duration) -> bool {
     let end = Instant::now() + limit;
     let mut judged = shared.store.load().version;
     let mut empty_before = false;
