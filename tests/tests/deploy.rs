@@ -63,7 +63,12 @@ fn helm_template(arguments: &[&str]) -> Objects {
     let chart = deploy().join("helm/nodemesh");
     let mut command = Command::new(helm());
     // No cluster is asked; where it would keep its state is nobody's business here.
-    command.env_remove("KUBECONFIG").args(["template", "nodemesh"]).arg(chart).args(arguments);
+    // A Helm that was not released by its makers takes the cluster for an ancient one.
+    command
+        .env_remove("KUBECONFIG")
+        .args(["template", "nodemesh", "--kube-version=1.31.0"])
+        .arg(chart)
+        .args(arguments);
     objects(&run(&mut command))
 }
 

@@ -109,7 +109,7 @@ fn write_tree(folder: &std::path::Path) -> Result<Exit, CliError> {
         }
         if fs::read_to_string(&path).ok().as_deref() != Some(file.text.as_str()) {
             fs::write(&path, &file.text)?;
-            println!("wrote {}", path.display());
+            output::write(&format!("wrote {}\n", path.display()))?;
         }
     }
     Ok(Exit::Good)

@@ -11,9 +11,16 @@ use kube::{Api, Client as Kube, ResourceExt};
 use serde_json::Value;
 
 use super::{Target, refused};
-use crate::cli::{CliError, Exit};
+use crate::cli::{CliError, Exit, output};
 use crate::config::Span;
 use crate::install::{AGENT, PART_OF, PART_OF_LABEL, Values, crds, render};
+
+/// A line of what is done. Not `println!`: `uninstall | head` is no failure.
+macro_rules! say {
+    ($($text:tt)*) => {
+        output::write(&(format!($($text)*) + "\n"))?
+    };
+}
 
 /// How often it is looked whether the agents have gone.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -116,10 +123,12 @@ pub(in crate::cli) async fn run(args: &UninstallArgs) -> Result<Exit, CliError> 
     let items = items(namespace)?;
     if args.dry_run {
         for item in &items {
-            println!("would remove {}", item.label());
+            say!("would remove {}", item.label());
         }
         if args.crds {
-            crds().iter().for_each(|crd| println!("would remove CustomResourceDefinition {}", crd.name()));
+            for crd in crds() {
+                say!("would remove CustomResourceDefinition {}", crd.name());
+            }
         }
         return Ok(Exit::Good);
     }
@@ -127,11 +136,11 @@ pub(in crate::cli) async fn run(args: &UninstallArgs) -> Result<Exit, CliError> 
     let rest = items.iter().filter(|item| !(item.kind == "DaemonSet" && item.name == AGENT));
     for item in rest {
         if item.kind == "Namespace" && !own_namespace(&kube, namespace).await? {
-            println!("left    {}: it was not made by `mesh-agent install`", item.label());
+            say!("left    {}: it was not made by `mesh-agent install`", item.label());
             continue;
         }
         if remove(&item.api(&kube), &item.name, &item.label()).await? {
-            println!("removed {}", item.label());
+            say!("removed {}", item.label());
         }
     }
     if args.crds {
@@ -145,7 +154,7 @@ async fn agents(kube: &Kube, namespace: &str, patience: Duration) -> Result<bool
     let sets = Api::<DaemonSet>::namespaced(kube.clone(), namespace);
     // In the foreground: the object stays, marked, until its pods have gone, and so the agents can ask.
     match sets.delete(AGENT, &DeleteParams::foreground()).await {
-        Ok(_) => println!("waiting for the agents to take their pods out of the mesh"),
+        Ok(_) => say!("waiting for the agents to take their pods out of the mesh"),
         Err(kube::Error::Api(status)) if status.code == 404 => {}
         Err(error) => return Err(refused("deleting the agents", &error)),
     }
@@ -155,7 +164,7 @@ async fn agents(kube: &Kube, namespace: &str, patience: Duration) -> Result<bool
     loop {
         let left = pods.list(&of).await.map_err(|error| refused("listing the agents' pods", &error))?;
         if left.items.is_empty() {
-            println!("removed DaemonSet {namespace}/{AGENT}");
+            say!("removed DaemonSet {namespace}/{AGENT}");
             return Ok(true);
         }
         if tokio::time::Instant::now() >= end {
@@ -202,9 +211,9 @@ async fn definitions(kube: &Kube) -> Result<(), CliError> {
             api.get_metadata_opt(&item.name).await.map_err(|error| refused("asking for CRDs", &error))?;
         let Some(found) = found else { continue };
         if found.labels().get(PART_OF_LABEL).is_none_or(|of| of != PART_OF) {
-            println!("left    {}: it is not Nodemesh's", item.label());
+            say!("left    {}: it is not Nodemesh's", item.label());
         } else if remove(&api, &item.name, &item.label()).await? {
-            println!("removed {}", item.label());
+            say!("removed {}", item.label());
         }
     }
     Ok(())
