@@ -29,12 +29,17 @@ const NSSWITCH: &str = "hosts: files dns\n";
 /// Program header type of the segment that names a dynamic loader.
 const PT_INTERP: u32 = 3;
 
-/// What is built: `dev` with the quick profile of the tests.
-pub(crate) fn run(dev: bool, out: Option<PathBuf>) -> Result<()> {
-    let tools = setup::ensure(Need::Build)?;
-    build_ebpf::run(&tools.kernel, false)?;
+/// `dev` builds with the quick profile of the tests; a `program` that is there already is packed as it is.
+pub(crate) fn run(dev: bool, program: Option<PathBuf>, out: Option<PathBuf>) -> Result<()> {
     let target = host_target()?;
-    let program = build(dev)?;
+    let program = match program {
+        Some(program) => program,
+        None => {
+            let tools = setup::ensure(Need::Build)?;
+            build_ebpf::run(&tools.kernel, false)?;
+            build(dev)?
+        }
+    };
     let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
     check_static(&bytes)?;
     let suffix = if dev { "-dev" } else { "" };
@@ -102,11 +107,11 @@ fn build(dev: bool) -> Result<PathBuf> {
         bail!("the program does not compile ({})", out.status);
     }
     let said = String::from_utf8_lossy(&out.stdout);
-    let built = said.lines().filter_map(|line| {
+    let mut built = said.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         message["executable"].as_str().map(PathBuf::from)
     });
-    built.last().context("cargo names no program that it has built")
+    built.next_back().context("cargo names no program that it has built")
 }
 
 /// A program that needs a loader would not start in an image that has none.

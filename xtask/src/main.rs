@@ -73,6 +73,9 @@ enum Verb {
         /// Pack the quick build that tests use
         #[arg(long)]
         dev: bool,
+        /// Pack this static program instead of building one
+        #[arg(long, value_name = "FILE", conflicts_with = "dev")]
+        program: Option<std::path::PathBuf>,
         /// Where to write it [default: target/image/mesh-agent-VERSION.tar]
         #[arg(long, value_name = "FILE")]
         out: Option<std::path::PathBuf>,
@@ -91,7 +94,7 @@ fn main() -> ExitCode {
         Verb::Demo { exit } => demo::run(exit),
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Manifests => manifests::run(),
-        Verb::Image { dev, out } => image::run(dev, out),
+        Verb::Image { dev, program, out } => image::run(dev, program, out),
         Verb::Ci => test::run(None),
     };
     match done {
