@@ -6,6 +6,7 @@ mod backlogs;
 mod drain;
 mod flows;
 mod judge;
+mod leave;
 mod pods;
 mod servers;
 mod succession;
@@ -53,9 +54,13 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     raise_open_files();
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
+        let farewell = leave::Farewell::new(&settings)?;
         let mut agent = Agent::start(settings, log.dropped_lines()).await?;
-        let end = agent.live().await?;
-        agent.end(end).await
+        let end = farewell.weigh(agent.live().await?).await;
+        match agent.end(end).await? {
+            End::Succeeded => farewell.wait().await,
+            End::Signal | End::Kept => Ok(()),
+        }
     })
 }
 
@@ -72,6 +77,8 @@ enum End {
     Signal,
     /// A successor serves the listeners: capture stays.
     Succeeded,
+    /// A signal, and another agent will follow: capture stays, and its backlogs with the holder.
+    Kept,
 }
 
 /// Everything the agent is made of.
@@ -365,9 +372,12 @@ impl Agent {
     }
 
     /// Ends everything in the order that loses nothing. Goes on past errors and returns the first.
-    async fn end(mut self, end: End) -> anyhow::Result<()> {
+    async fn end(mut self, mut end: End) -> anyhow::Result<End> {
         let since = Instant::now();
         let mut result = Ok(());
+        if end == End::Kept {
+            end = self.serve_on().await;
+        }
         self.heartbeat.abort();
         self.view.set_state(State::Draining);
         tracing::info!(?end, connections = self.shared.connections.len(), "draining");
@@ -382,11 +392,14 @@ impl Agent {
             // The successor opens the same doors.
             self.servers.stop();
         }
+        // The grace that is left after serving on.
+        let deadline = if end == End::Kept { Duration::ZERO } else { self.settings.drain_deadline };
+        // A pod that has handed over is told to end at once, which is no reason to cut what it still relays.
+        let patient = end == End::Succeeded && self.settings.daemonset.is_some();
         let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
         let hurry = async {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            tokio::select! { _ = terminate.recv(), if !patient => {}, _ = interrupt.recv() => {} }
         };
-        let deadline = self.settings.drain_deadline;
         drain::drain(&self.shared, &self.workers, deadline, hurry).await;
         if end == End::Signal {
             // A predecessor that still drains needs the routes; its own deadline ends it.
@@ -405,7 +418,23 @@ impl Agent {
             result = result.and(self.capture.shutdown().map_err(Into::into));
         }
         tracing::info!("ended");
-        result
+        result.map(|()| end)
+    }
+
+    /// Told to end, with another agent to follow as soon as this one has: serves to the last moment. Whoever comes
+    /// earlier takes over.
+    async fn serve_on(&mut self) -> End {
+        tracing::info!(
+            connections = self.shared.connections.len(),
+            "told to end; serving until the drain deadline"
+        );
+        let (shared, workers, deadline) = (&self.shared, &self.workers, self.settings.drain_deadline);
+        tokio::select! {
+            _idle = drain::gone_within(shared, workers, deadline) => End::Kept,
+            () = self.succession.succeeded() => End::Succeeded,
+            _ = self.terminate.recv() => End::Kept,
+            _ = self.interrupt.recv() => End::Kept,
+        }
     }
 }
 

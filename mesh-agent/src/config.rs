@@ -70,6 +70,10 @@ pub struct Settings {
     pub bpf_dir: PathBuf,
     /// Where a holder process answers; none = a killed agent's backlog is lost.
     pub holder_socket: Option<PathBuf>,
+    /// The DaemonSet that this agent is of: says whether the end of a pod is the end of the mesh here.
+    pub daemonset: Option<ObjectName>,
+    /// Which agent of the node this is, for its probes.
+    pub instance: Option<String>,
     pub workers: usize,
     pub log_format: LogFormat,
     pub log_level: String,
@@ -141,6 +145,12 @@ pub struct RunArgs {
     /// Unix socket of a holder process (`mesh-agent hold`) that keeps the listeners if the agent is killed
     #[arg(long, env = "NODEMESH_HOLDER_SOCKET", value_name = "PATH")]
     pub holder_socket: Option<PathBuf>,
+    /// The DaemonSet that this agent is a pod of: told to end, it takes pods out of the mesh only if that is gone
+    #[arg(long, env = "NODEMESH_DAEMONSET", value_name = "NAMESPACE/NAME")]
+    pub daemonset: Option<ObjectName>,
+    /// Which agent of the node this is, for `mesh-agent probe`; the pod's UID
+    #[arg(long, env = "NODEMESH_INSTANCE", value_name = "NAME", hide = true)]
+    pub instance: Option<String>,
     /// Data-plane workers [default: one per core, at most 16]
     #[arg(long, env = "NODEMESH_WORKERS", value_name = "N")]
     pub workers: Option<usize>,
@@ -184,13 +194,22 @@ pub struct Switch(pub bool);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
-/// Why a text is no [`Switch`] or [`Span`].
+/// An object inside a namespace, written `NAMESPACE/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectName {
+    pub namespace: String,
+    pub name: String,
+}
+
+/// Why a text is no [`Switch`], [`Span`] or [`ObjectName`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     #[error("`{0}` is neither `on` nor `off`")]
     Switch(String),
     #[error("`{0}` is no duration; write e.g. `20s`, `15m` or `24h`")]
     Span(String),
+    #[error("`{0}` names no object; write NAMESPACE/NAME")]
+    ObjectName(String),
 }
 
 impl FromStr for Switch {
@@ -210,6 +229,25 @@ impl FromStr for Span {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         humantime::parse_duration(text).map(Self).map_err(|_detail| TextError::Span(text.to_owned()))
+    }
+}
+
+impl FromStr for ObjectName {
+    type Err = TextError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            _ => Err(TextError::ObjectName(text.to_owned())),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ObjectName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -277,6 +315,8 @@ impl RunArgs {
             root_namespace: self.root_namespace.or(lower.root_namespace),
             bpf_dir: self.bpf_dir.or(lower.bpf_dir),
             holder_socket: self.holder_socket.or(lower.holder_socket),
+            daemonset: self.daemonset.or(lower.daemonset),
+            instance: self.instance.or(lower.instance),
             workers: self.workers.or(lower.workers),
             log_format: self.log_format.or(lower.log_format),
             log_level: self.log_level.or(lower.log_level),
@@ -309,6 +349,8 @@ impl RunArgs {
             root_namespace: text(self.root_namespace, DEFAULT_ROOT_NAMESPACE),
             bpf_dir: path(self.bpf_dir, DEFAULT_BPF_DIR),
             holder_socket: self.holder_socket,
+            daemonset: self.daemonset,
+            instance: self.instance,
             workers: self.workers.unwrap_or_else(default_workers),
             log_format: self.log_format.unwrap_or_default(),
             log_level: text(self.log_level, DEFAULT_LOG_LEVEL),

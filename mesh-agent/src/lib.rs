@@ -10,6 +10,7 @@ pub mod config;
 pub mod controller;
 pub mod decide;
 pub mod identity;
+pub mod install;
 pub mod model;
 pub mod net;
 pub mod observe;

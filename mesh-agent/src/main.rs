@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use mesh_agent::cli::{Action, Cli, Exit};
 
 fn main() -> ExitCode {
-    match Cli::parse().action() {
+    match Cli::parse_as_started().action() {
         Action::Run(args) => match args.resolve() {
             Ok(settings) => ended(mesh_agent::agent::run(settings)),
             Err(error) => {
@@ -22,6 +21,7 @@ fn main() -> ExitCode {
             }
         },
         Action::Hold(args) => ended(mesh_agent::agent::hold(args)),
+        Action::Relay(socket) => mesh_agent::cli::relay::run(&socket).into(),
         Action::Ask(question) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             match runtime {

@@ -24,6 +24,7 @@ const FLOORS: &[&str] = &[
     "admin",
     // Above `admin`: it shows its metrics and readiness by the same servers.
     "controller",
+    "install",
     "cli",
     "agent",
 ];

@@ -7,8 +7,10 @@ mod build_ebpf;
 mod cluster;
 mod command;
 mod demo;
+mod image;
 #[cfg(test)]
 mod layering;
+mod manifests;
 mod paths;
 mod phases;
 mod setup;
@@ -72,6 +74,20 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Write the generated files of deploy/ (Kustomize base, Helm chart, CRDs)
+    Manifests,
+    /// Build the container image as an archive, without a container engine; the same tree gives the same bytes
+    Image {
+        /// Pack the quick build that tests use
+        #[arg(long)]
+        dev: bool,
+        /// Pack this static program instead of building one
+        #[arg(long, value_name = "FILE", conflicts_with = "dev")]
+        program: Option<std::path::PathBuf>,
+        /// Where to write it [default: target/image/mesh-agent-VERSION.tar]
+        #[arg(long, value_name = "FILE")]
+        out: Option<std::path::PathBuf>,
+    },
     /// What CI runs: the same as `test`
     Ci,
 }
@@ -86,6 +102,8 @@ fn main() -> ExitCode {
         Verb::Cluster { words } => cluster::run(&words),
         Verb::Demo { exit } => demo::run(exit),
         Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Manifests => manifests::run(),
+        Verb::Image { dev, program, out } => image::run(dev, program, out),
         Verb::Ci => test::run(None),
     };
     match done {

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +12,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
 use super::{ExplainQuery, Explanation, Problem};
@@ -19,34 +22,69 @@ pub const ANSWER_MAX_BYTES: usize = 256 << 20;
 /// An agent that has not answered by then counts as not reached.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// A connection to an agent, whatever carries it.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub struct DialError {
+    pub cause: String,
+    pub remedy: &'static str,
+}
+
+pub type Dialling<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, DialError>> + Send + 'a>>;
+
+/// A way to an agent that is not on this machine.
+pub trait Dial: Send + Sync {
+    fn dial(&self) -> Dialling<'_>;
+    /// The agent's name in messages.
+    fn place(&self) -> String;
+}
+
 /// Asks one agent.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
-    socket: PathBuf,
+    way: Way,
+}
+
+#[derive(Clone)]
+enum Way {
+    Socket(PathBuf),
+    Dial(Arc<dyn Dial>),
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("cannot reach the agent at {path}: {cause}; {remedy}")]
-    Unreachable { path: PathBuf, cause: String, remedy: &'static str },
+    #[error("cannot reach the agent at {place}: {cause}; {remedy}")]
+    Unreachable { place: String, cause: String, remedy: &'static str },
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
     NotFound(String),
     #[error(
-        "the agent at {path} answered what this version does not understand ({message}); compare `mesh-agent version`"
+        "the agent at {place} answered what this version does not understand ({message}); compare `mesh-agent version`"
     )]
-    Answer { path: PathBuf, message: String },
+    Answer { place: String, message: String },
 }
 
 impl Client {
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self { way: Way::Socket(socket.to_owned()) }
     }
 
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    pub fn through(dial: Arc<dyn Dial>) -> Self {
+        Self { way: Way::Dial(dial) }
+    }
+
+    /// Where the agent is.
+    pub fn place(&self) -> String {
+        match &self.way {
+            Way::Socket(path) => path.display().to_string(),
+            Way::Dial(dial) => dial.place(),
+        }
     }
 
     /// GET of one view, e.g. `status`.
@@ -65,7 +103,7 @@ impl Client {
     }
 
     async fn ask<T: DeserializeOwned>(&self, view: &str) -> Result<T, ClientError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.no_connection(&error))?;
+        let stream = self.connect().await?;
         let lost =
             |error: hyper::Error| self.unreachable(error.to_string(), "it may have just ended; try again");
         let (mut sender, connection) =
@@ -90,7 +128,22 @@ impl Client {
             serde_json::from_slice(&body).map_err(|error| self.not_understood(&error.to_string()))?;
         match status {
             StatusCode::NOT_FOUND => Err(ClientError::NotFound(problem.error)),
+            // From the relay inside the agent's container: it found nobody on the socket.
+            StatusCode::BAD_GATEWAY => {
+                Err(self
+                    .unreachable(problem.error, "look at the pod's log: the agent may be starting or ending"))
+            }
             _ => Err(ClientError::Refused(problem.error)),
+        }
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Stream>, ClientError> {
+        match &self.way {
+            Way::Socket(path) => match UnixStream::connect(path).await {
+                Ok(stream) => Ok(Box::new(stream)),
+                Err(error) => Err(self.no_connection(&error)),
+            },
+            Way::Dial(dial) => dial.dial().await.map_err(|error| self.unreachable(error.cause, error.remedy)),
         }
     }
 
@@ -98,16 +151,18 @@ impl Client {
         let remedy = match error.kind() {
             io::ErrorKind::PermissionDenied => "run the command as root, or as the agent's user",
             io::ErrorKind::ConnectionRefused => "the agent that made it has ended; start it again",
-            _ => "is it running? Name its socket with --admin-socket or NODEMESH_ADMIN_SOCKET",
+            _ => {
+                "is it running? Name its socket with --admin-socket or NODEMESH_ADMIN_SOCKET, or ask a cluster with --context"
+            }
         };
         self.unreachable(error.to_string(), remedy)
     }
 
     fn unreachable(&self, cause: String, remedy: &'static str) -> ClientError {
-        ClientError::Unreachable { path: self.socket.clone(), cause, remedy }
+        ClientError::Unreachable { place: self.place(), cause, remedy }
     }
 
     fn not_understood(&self, message: &str) -> ClientError {
-        ClientError::Answer { path: self.socket.clone(), message: message.to_owned() }
+        ClientError::Answer { place: self.place(), message: message.to_owned() }
     }
 }

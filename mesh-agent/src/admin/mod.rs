@@ -12,7 +12,7 @@ pub mod server;
 pub mod socket;
 pub mod views;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, Dial, DialError, Dialling, Stream};
 pub use query::ExplainQuery;
 pub use server::{AdminServer, HttpServer, Limits};
 pub use socket::{SocketError, Takeover};

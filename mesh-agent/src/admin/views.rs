@@ -71,6 +71,9 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     pub node: String,
+    /// Which agent of the node it is, where it was told: two share it during a rollout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
     pub version: String,
     pub state: State,
     /// What is missing before it is ready.

@@ -40,10 +40,10 @@ pub(super) async fn drain(
     }
 }
 
-/// Asks the workers as well as the table: what they have accepted is in the table only a moment later, a tunnel
-/// that is being set up brings its first connection after that, and one whose last connection has ended may
-/// still have its last bytes to send.
-async fn gone_within(shared: &Shared, workers: &[WorkerHandle], limit: Duration) -> bool {
+/// Whether the last connection has gone by then. Asks the workers as well as the table: what they have accepted is in
+/// the table only a moment later, a tunnel that is being set up brings its first connection after that, and one whose
+/// last connection has ended may still have its last bytes to send.
+pub(super) async fn gone_within(shared: &Shared, workers: &[WorkerHandle], limit: Duration) -> bool {
     let end = Instant::now() + limit;
     let mut judged = shared.store.load().version;
     let mut empty_since = None;

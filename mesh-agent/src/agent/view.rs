@@ -215,6 +215,7 @@ impl AdminSource for NodeView {
         let certs = self.shared.certs.list();
         let local = |workload: &&Arc<crate::model::Workload>| *workload.node == *self.shared.node;
         Status {
+            instance: self.settings.instance.clone(),
             node: self.settings.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: self.state(),

@@ -76,13 +76,25 @@ pub(super) fn cgroup_root(named: Option<&Path>) -> Result<PathBuf, CaptureError>
 /// Where it can be reached: a mount may lie hidden under another.
 fn find_cgroup2() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let path = fields.nth(1)?;
-        (fields.next()? == "cgroup2")
-            .then(|| PathBuf::from(path))
-            .filter(|path| path.join(CONTROLLERS).exists())
-    })
+    choose_cgroup2(&mounts, &|path| path.join(CONTROLLERS).exists(), &|path| path.join("cgroup.events").exists())
+}
+
+/// A container has its own group mounted first, and the node's root, where it was given that, somewhere else; a mount
+/// may lie hidden under another.
+fn choose_cgroup2(
+    mounts: &str,
+    is_reachable: &dyn Fn(&Path) -> bool,
+    is_inner: &dyn Fn(&Path) -> bool,
+) -> Option<PathBuf> {
+    let found = || {
+        let paths = mounts.lines().filter_map(|line| {
+            let mut fields = line.split(' ');
+            let path = fields.nth(1)?;
+            (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
+        });
+        paths.filter(|path| is_reachable(path))
+    };
+    found().find(|path| !is_inner(path)).or_else(|| found().next())
 }
 
 /// Makes the folder for pins, mounts the BPF file system where that is what is missing, and takes the

@@ -18,6 +18,7 @@ use nix::fcntl::Flock;
 
 use crate::model::WorkloadId;
 use crate::net::netns::NetNs;
+use crate::net::sysctl;
 
 mod bpf;
 mod enrol;
@@ -113,6 +114,8 @@ impl Capture {
     /// the folder. No pod is captured yet.
     pub fn load(config: &CaptureConfig) -> Result<Self, CaptureError> {
         let kernel = host::check()?;
+        sysctl::make_writable()
+            .map_err(|source| CaptureError::Path { path: "/proc/sys/net".into(), source })?;
         let cgroup = host::cgroup_root(config.cgroup_root.as_deref())?;
         let fresh = !pin_path(&config.bpf_dir, NAMES[0]).exists();
         let lock = match host::bpf_dir(&config.bpf_dir) {

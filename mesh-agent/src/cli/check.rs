@@ -1,7 +1,7 @@
 //! `mesh-agent check`: what the machine must have, and what the agent says of itself.
 //! Works before the agent's first start (`--pre`) and while it runs.
 
-mod probe;
+pub(super) mod probe;
 
 use super::output::{Printer, Style};
 use super::table::{Cell, Paint, Table, clean, paint};
@@ -11,9 +11,16 @@ use probe::Facts;
 
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct CheckArgs {
-    /// Check only the machine, before the agent is started
+    /// Check what must be there before the first start: this machine, or with --cluster a cluster
     #[arg(long)]
     pre: bool,
+}
+
+impl CheckArgs {
+    /// Whether it is about what must be there before anything runs.
+    pub(super) fn before(&self) -> bool {
+        self.pre
+    }
 }
 
 pub(super) async fn run(client: &Client, printer: Printer, args: &CheckArgs) -> Result<Exit, CliError> {
@@ -25,7 +32,7 @@ pub(super) async fn run(client: &Client, printer: Printer, args: &CheckArgs) -> 
     } else {
         match client.get::<Vec<Check>>("check").await {
             Ok(own) => {
-                let path = client.socket().display().to_string();
+                let path = client.place();
                 checks.push(Check::pass("agent", "answers", path));
                 checks.extend(own);
             }

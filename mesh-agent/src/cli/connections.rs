@@ -23,7 +23,7 @@ pub(super) async fn run(client: &Client, printer: Printer, args: &ConnectionsArg
 }
 
 impl ConnectionsArgs {
-    fn takes(&self, conn: &ConnView) -> bool {
+    pub(super) fn takes(&self, conn: &ConnView) -> bool {
         let Some(wanted) = self.workload.as_deref() else { return true };
         [&conn.source, &conn.destination].into_iter().any(|party| {
             party.workload.as_deref() == Some(wanted)

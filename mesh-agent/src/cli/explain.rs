@@ -16,6 +16,12 @@ pub(super) struct ExplainArgs {
     destination: String,
 }
 
+impl ExplainArgs {
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
+}
+
 pub(super) async fn run(client: &Client, printer: Printer, args: &ExplainArgs) -> Result<Exit, CliError> {
     let query = ExplainQuery::parse(&args.source, &args.destination)?;
     let explanation = client.explain(&query).await?;

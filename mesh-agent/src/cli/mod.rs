@@ -7,21 +7,25 @@
 
 mod certs;
 mod check;
+mod cluster;
 mod completion;
 mod connections;
 mod explain;
 mod human;
+mod install;
 mod output;
 mod policies;
+mod probe;
+pub mod relay;
 mod services;
 mod status;
 mod table;
 mod version;
 mod workloads;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::admin::{Client, ClientError};
 use crate::config::{DEFAULT_ADMIN_SOCKET, RunArgs};
@@ -32,7 +36,8 @@ use output::{Format, Printer};
 #[derive(Debug, Parser)]
 #[command(name = "mesh-agent", version, propagate_version = true, disable_help_subcommand = true)]
 #[command(
-    after_help = "Exit codes: 0 good, 1 the answer is no, 2 wrong usage, 3 the agent cannot be reached."
+    after_help = "Exit codes: 0 good, 1 the answer is no, 2 wrong usage, 3 the agent cannot be reached.\n\
+    Verbs that ask take the agent of this machine; where there is none, the agents of the kubeconfig's cluster."
 )]
 pub struct Cli {
     /// The agent's Unix socket [default: /run/nodemesh/admin.sock]
@@ -54,29 +59,37 @@ enum Verb {
     /// Keep an agent's listeners while it restarts (started by the agent)
     #[command(hide = true)]
     Hold(HoldArgs),
-    /// How the agent is
-    Status,
-    /// Whether this machine and its agent have all they need
-    Check(check::CheckArgs),
+    /// Connect standard input and output to the admin socket (run by the CLI inside the agent's container)
+    #[command(hide = true)]
+    AdminRelay,
+    /// What the kubelet asks an agent
+    #[command(hide = true)]
+    Probe(probe::ProbeArgs),
+    #[command(flatten)]
+    Installation(install::Installation),
+    /// How the agent is, or every node's
+    Status(Asked<Nothing>),
+    /// Whether this machine and its agent, or the cluster, have all they need
+    Check(Asked<check::CheckArgs>),
     /// Pods, their enrolment and identities
     #[command(visible_alias = "workload")]
-    Workloads(NamespaceArgs),
+    Workloads(Asked<NamespaceArgs>),
     /// Services with their endpoints
     #[command(visible_alias = "service")]
-    Services(NamespaceArgs),
+    Services(Asked<NamespaceArgs>),
     /// Policies in force and whom they speak of
     #[command(visible_alias = "policy")]
-    Policies(NamespaceArgs),
+    Policies(Asked<NamespaceArgs>),
     /// Certificates and their lives
     #[command(visible_alias = "cert")]
-    Certs,
+    Certs(Asked<Nothing>),
     /// Live connections, relayed and bypassed
     #[command(visible_alias = "conn")]
-    Connections(connections::ConnectionsArgs),
+    Connections(Asked<connections::ConnectionsArgs>),
     /// What happens when SRC connects to DST, and which rule decides
-    Explain(explain::ExplainArgs),
+    Explain(Asked<explain::ExplainArgs>),
     /// Version of this command and of the agent
-    Version(version::VersionArgs),
+    Version(Asked<version::VersionArgs>),
     /// Print a shell's completion script
     Completion(completion::CompletionArgs),
 }
@@ -88,6 +101,19 @@ pub struct HoldArgs {
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
 }
+
+/// A verb's own flags, and whom it asks.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Asked<T: clap::Args> {
+    #[command(flatten)]
+    args: T,
+    #[command(flatten)]
+    target: cluster::Target,
+}
+
+/// A verb without flags of its own.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Nothing {}
 
 /// Narrows a list to one namespace.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -109,13 +135,16 @@ pub enum Action {
     Run(Box<RunArgs>),
     Controller(Box<ControllerArgs>),
     Hold(HoldArgs),
+    /// With the agent's socket.
+    Relay(PathBuf),
     Ask(Question),
 }
 
 /// A verb that asks an agent, or needs none.
 #[derive(Debug)]
 pub struct Question {
-    socket: PathBuf,
+    /// None: it was not named.
+    socket: Option<PathBuf>,
     output: Format,
     verb: Verb,
 }
@@ -147,14 +176,26 @@ pub(crate) enum CliError {
     Format { format: &'static str, message: String },
     #[error("cannot write: {0}")]
     Write(#[from] std::io::Error),
+    #[error("cannot ask the cluster: {cause}; {remedy}")]
+    Cluster { cause: String, remedy: &'static str },
+    #[error("{0}")]
+    Value(#[from] crate::install::ValueError),
+    #[error("{file}: {source}")]
+    MeshConfig { file: PathBuf, source: crate::install::MeshConfigError },
+    #[error("cannot read {file}: {source}; check the path and its permissions")]
+    Read { file: PathBuf, source: std::io::Error },
+    #[error("the CRDs cannot be written: {0}")]
+    Definitions(#[from] serde_json::Error),
 }
 
 impl CliError {
     fn exit(&self) -> Exit {
         match self {
             Self::Client(ClientError::Unreachable { .. } | ClientError::Answer { .. }) => Exit::Unreachable,
-            Self::Client(ClientError::Refused(_)) | Self::Query(_) => Exit::Usage,
-            Self::Client(ClientError::NotFound(_)) | Self::Format { .. } => Exit::No,
+            Self::Cluster { .. } => Exit::Unreachable,
+            Self::Client(ClientError::Refused(_)) | Self::Query(_) | Self::Value(_) => Exit::Usage,
+            Self::MeshConfig { .. } | Self::Read { .. } => Exit::Usage,
+            Self::Client(ClientError::NotFound(_)) | Self::Format { .. } | Self::Definitions(_) => Exit::No,
             // `mesh-agent ... | head` is no failure.
             Self::Write(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Good,
             Self::Write(_) => Exit::No,
@@ -163,6 +204,16 @@ impl CliError {
 }
 
 impl Cli {
+    /// Parses the command line; help texts name the program as it was called, which may be through kubectl.
+    pub fn parse_as_started() -> Self {
+        let command = if cluster::is_plugin() {
+            Self::command().name("kubectl-nodemesh").bin_name("kubectl nodemesh")
+        } else {
+            Self::command()
+        };
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
+
     /// What the parsed words ask for.
     pub fn action(self) -> Action {
         match self.verb {
@@ -172,11 +223,10 @@ impl Cli {
             }
             Verb::Controller(args) => Action::Controller(args),
             Verb::Hold(args) => Action::Hold(args),
-            verb => Action::Ask(Question {
-                socket: self.admin_socket.unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into()),
-                output: self.output,
-                verb,
-            }),
+            Verb::AdminRelay => {
+                Action::Relay(self.admin_socket.unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into()))
+            }
+            verb => Action::Ask(Question { socket: self.admin_socket, output: self.output, verb }),
         }
     }
 }
@@ -185,7 +235,16 @@ impl Question {
     /// Asks, prints, and says how it ended.
     pub async fn answer(self) -> Exit {
         let printer = Printer::stdout(self.output);
-        match self.verb.answer(&Client::new(&self.socket), printer).await {
+        let default = Path::new(DEFAULT_ADMIN_SOCKET);
+        let socket = self.socket.as_deref();
+        let asks_cluster =
+            self.verb.target().is_some_and(|target| self.verb.may_ask_cluster(target, socket, default));
+        let answered = if asks_cluster {
+            cluster::answer(self.verb, printer).await
+        } else {
+            self.verb.answer(&Client::new(socket.unwrap_or(default)), printer).await
+        };
+        match answered {
             Ok(exit) => exit,
             Err(error) => {
                 let exit = error.exit();
@@ -199,19 +258,43 @@ impl Question {
 }
 
 impl Verb {
+    /// Whom it asks; none for a verb that asks nobody.
+    fn target(&self) -> Option<&cluster::Target> {
+        match self {
+            Self::Status(asked) | Self::Certs(asked) => Some(&asked.target),
+            Self::Workloads(asked) | Self::Services(asked) | Self::Policies(asked) => Some(&asked.target),
+            Self::Check(asked) => Some(&asked.target),
+            Self::Connections(asked) => Some(&asked.target),
+            Self::Explain(asked) => Some(&asked.target),
+            Self::Version(asked) => Some(&asked.target),
+            _ => None,
+        }
+    }
+
+    /// What is about this machine, or about this command, is so unless the cluster is named.
+    fn may_ask_cluster(&self, target: &cluster::Target, socket: Option<&Path>, default: &Path) -> bool {
+        match self {
+            Self::Check(asked) if asked.args.before() => target.says_cluster() || cluster::is_plugin(),
+            Self::Version(asked) if asked.args.client() => false,
+            _ => target.means_cluster(socket, default),
+        }
+    }
+
     async fn answer(self, client: &Client, printer: Printer) -> Result<Exit, CliError> {
         match self {
             // `Cli::action` keeps these.
-            Self::Run(_) | Self::Controller(_) | Self::Hold(_) => Ok(Exit::Usage),
-            Self::Status => status::run(client, printer).await,
-            Self::Check(args) => check::run(client, printer, &args).await,
-            Self::Workloads(args) => workloads::run(client, printer, &args).await,
-            Self::Services(args) => services::run(client, printer, &args).await,
-            Self::Policies(args) => policies::run(client, printer, &args).await,
-            Self::Certs => certs::run(client, printer).await,
-            Self::Connections(args) => connections::run(client, printer, &args).await,
-            Self::Explain(args) => explain::run(client, printer, &args).await,
-            Self::Version(args) => version::run(client, printer, &args).await,
+            Self::Run(_) | Self::Controller(_) | Self::Hold(_) | Self::AdminRelay => Ok(Exit::Usage),
+            Self::Probe(args) => probe::run(client, &args).await,
+            Self::Installation(verb) => verb.run().await,
+            Self::Status(_) => status::run(client, printer).await,
+            Self::Check(asked) => check::run(client, printer, &asked.args).await,
+            Self::Workloads(asked) => workloads::run(client, printer, &asked.args).await,
+            Self::Services(asked) => services::run(client, printer, &asked.args).await,
+            Self::Policies(asked) => policies::run(client, printer, &asked.args).await,
+            Self::Certs(_) => certs::run(client, printer).await,
+            Self::Connections(asked) => connections::run(client, printer, &asked.args).await,
+            Self::Explain(asked) => explain::run(client, printer, &asked.args).await,
+            Self::Version(asked) => version::run(client, printer, &asked.args).await,
             Self::Completion(args) => completion::run(&args),
         }
     }

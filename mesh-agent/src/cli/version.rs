@@ -14,6 +14,12 @@ pub(super) struct VersionArgs {
     client: bool,
 }
 
+impl VersionArgs {
+    pub(super) fn client(&self) -> bool {
+        self.client
+    }
+}
+
 /// Both versions.
 #[derive(Debug, Serialize)]
 pub(super) struct Versions {
@@ -37,12 +43,17 @@ pub(super) async fn run(client: &Client, printer: Printer, args: &VersionArgs) -
     }
 }
 
+/// An agent's version with that of its kernel side.
+pub(super) fn text(agent: &Version) -> String {
+    let abi = agent.abi.as_ref().map_or_else(String::new, |abi| format!(" (kernel ABI {abi})"));
+    format!("{}{abi}", agent.version)
+}
+
 pub(super) fn draw(versions: &Versions, style: Style) -> String {
     let mut table = Table::plain(0);
     table.row(vec![Cell::new("Client:"), Cell::new(&versions.client.version)]);
     if let Some(agent) = &versions.agent {
-        let abi = agent.abi.as_ref().map_or_else(String::new, |abi| format!(" (kernel ABI {abi})"));
-        table.row(vec![Cell::new("Agent:"), Cell::new(format!("{}{abi}", agent.version))]);
+        table.row(vec![Cell::new("Agent:"), Cell::new(text(agent))]);
     }
     table.draw(style)
 }

@@ -5,6 +5,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use nix::mount::{MsFlags, mount};
+use nix::sys::statvfs::{FsFlags, statvfs};
+
 use mesh_common::SavedSettings;
 
 /// What must hold in an enrolled pod, in the order of [`SavedSettings::values`].
@@ -18,6 +21,22 @@ const NEEDED: [(&str, u8); SavedSettings::COUNT] = [
     // second (by timestamps), not after a minute.
     ("ipv4/tcp_tw_reuse", 1),
 ];
+
+/// The settings of the namespaces; the only part of `/proc/sys` that is written.
+const ROOT: &str = "/proc/sys/net";
+
+/// Makes the settings writable where a container runtime has made all of `/proc/sys` read-only, in this process's own
+/// mount namespace. The other settings of the node stay out of reach.
+pub fn make_writable() -> io::Result<()> {
+    if !statvfs(ROOT)?.flags().contains(FsFlags::ST_RDONLY) {
+        return Ok(());
+    }
+    let none = None::<&str>;
+    mount(Some(ROOT), ROOT, none, MsFlags::MS_BIND, none)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(none, ROOT, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags, none)?;
+    Ok(())
+}
 
 /// Sets what is needed and returns what was there before.
 pub fn prepare() -> io::Result<SavedSettings> {

@@ -8,7 +8,7 @@ use crate::admin::Check;
 use crate::config::{DEFAULT_METRICS, DEFAULT_READINESS};
 
 /// Oldest kernel with all that the programs need (`bpf_get_netns_cookie` in sock_addr, sk_lookup, cgroup links).
-pub(super) const KERNEL_MIN: (u32, u32) = (5, 15);
+pub(in crate::cli) const KERNEL_MIN: (u32, u32) = (5, 15);
 
 const MACHINE: &str = "machine";
 /// Numbers of `capabilities(7)`.
@@ -80,7 +80,7 @@ fn kernel(facts: &Facts) -> Check {
     }
 }
 
-fn version(release: &str) -> Option<(u32, u32)> {
+pub(in crate::cli) fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
