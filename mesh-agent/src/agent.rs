@@ -20,14 +20,16 @@ use self::servers::Servers;
 use self::succession::Succession;
 use self::view::NodeView;
 use crate::admin::State;
-use crate::capture::{Capture, CaptureConfig, CaptureError, CaptureHandle, Event};
-use crate::compile::MeshSettings;
+use crate::capture::{Capture, CaptureConfig, CaptureError, CaptureHandle, Event, PodNamespaces};
+use crate::compile::{MeshSettings, mesh_config};
 use crate::config::Settings;
 use crate::identity::{Ca, CertManager, CertSettings, DirCa, SystemClock};
 use crate::observe::{AccessLog, ConnectionTable, Limit, Metrics, logging};
 use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_NODE};
 use crate::proxy::worker::{Shared, WorkerHandle};
+use crate::source::Source;
 use crate::source::dir::{DirSettings, DirSource};
+use crate::source::kube::{self, KubeSettings};
 use crate::world::{World, WorldStore};
 
 /// Verdicts the kernel holds at once.
@@ -83,7 +85,9 @@ struct Agent {
     view: Arc<NodeView>,
     stop_certs: watch::Sender<bool>,
     certs_task: tokio::task::JoinHandle<()>,
-    heartbeat: tokio::task::JoinHandle<()>,
+    /// Begins when the pods are served: until then no agent lives for them.
+    heartbeat: Option<tokio::task::JoinHandle<()>>,
+    source: Arc<Source>,
     /// What was to be done failed or had to wait: the next tick does it.
     behind: bool,
     interrupt: Signal,
@@ -92,17 +96,21 @@ struct Agent {
 
 impl Agent {
     async fn start(settings: Settings) -> anyhow::Result<Self> {
-        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         Capture::check_node()?;
-        // The predecessor first: whatever fails below, it has not been told to stop yet.
-        let mut succession = Succession::begin(&settings).await?;
         let mesh = MeshSettings {
             trust_domain: settings.trust_domain.as_str().into(),
             cluster_domain: settings.cluster_domain.as_str().into(),
             root_namespace: settings.root_namespace.as_str().into(),
         };
-        let store = Arc::new(WorldStore::new(World::new(mesh)));
-        let source = DirSource::start(&settings.manifests, DirSettings::default(), Arc::clone(&store))?;
+        let store = Arc::new(WorldStore::new(World::new(mesh.clone())));
+        let source = Arc::new(start_source(&settings, mesh, &store).await?);
+        if !source.is_synced() && Succession::somebody_there(&settings).await {
+            // A predecessor that handed over enrols nobody until this agent is ready.
+            read_first(&source, &mut interrupt, &mut terminate).await?;
+        }
+        // The predecessor first: whatever fails below, it has not been told to stop yet.
+        let mut succession = Succession::begin(&settings).await?;
         let ca = DirCa::open(&settings.ca_dir)?;
         // The last that may fail for a reason outside: what fails before leaves nothing in the kernel.
         let capture = Capture::load(&CaptureConfig {
@@ -134,10 +142,15 @@ impl Agent {
         let workers = (0..settings.workers)
             .map(|index| WorkerHandle::start(index, Arc::clone(&shared)))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let view = NodeView::new(&settings, Arc::clone(&shared), source);
+        let view = NodeView::new(&settings, Arc::clone(&shared), Arc::clone(&source));
         let mut agent = Self {
-            pods: Pods::new(succession.adopted(), succession.frozen()),
-            heartbeat: tokio::spawn(heartbeat(shared.capture.clone())),
+            pods: Pods::new(
+                succession.adopted(),
+                succession.frozen(),
+                PodNamespaces::new(settings.proc_dir.clone()),
+            ),
+            heartbeat: None,
+            source,
             servers: Servers::default(),
             settings,
             shared,
@@ -170,6 +183,10 @@ impl Agent {
             // A port that is taken is found out before any pod is captured, and "starting" is a true answer.
             self.servers.start(&self.settings, &self.view, planned).await?;
         }
+        // What an agent before has captured goes directly meanwhile, or waits if it is fail closed.
+        read_first(&self.source, &mut self.interrupt, &mut self.terminate).await?;
+        self.heartbeat = Some(tokio::spawn(heartbeat(self.shared.capture.clone())));
+        self.shared.capture.heartbeat()?;
         self.reconcile().await?;
         let late = self.succession.ready().await;
         if !late.is_empty() {
@@ -249,7 +266,7 @@ impl Agent {
         }
         if self.behind {
             self.catch_up().await?;
-        } else if !self.pods.pending.is_empty() {
+        } else if self.pods.is_due() {
             self.reconcile().await?;
         }
         self.succession.mend_holder(&self.pods).await;
@@ -259,10 +276,18 @@ impl Agent {
     /// Makes the current snapshot hold for everything.
     async fn catch_up(&mut self) -> anyhow::Result<()> {
         self.behind = false;
+        self.follow_settings();
         self.reconcile().await?;
         judge::cut_forbidden(&self.shared);
         self.judge_flows();
         Ok(())
+    }
+
+    /// Puts the mesh-wide settings in force that hold for the agent itself.
+    fn follow_settings(&self) {
+        let wanted = mesh_config::access_log(&self.shared.store.load().config);
+        let on = wanted.filter(|_| !self.settings.own.access_log).unwrap_or(self.settings.access_log);
+        self.shared.connections.set_access_log(on);
     }
 
     /// Brings pods, verdicts and the holder in line with the current snapshot.
@@ -357,7 +382,9 @@ impl Agent {
     async fn end(mut self, end: End) -> anyhow::Result<()> {
         let since = Instant::now();
         let mut result = Ok(());
-        self.heartbeat.abort();
+        if let Some(heartbeat) = &self.heartbeat {
+            heartbeat.abort();
+        }
         self.view.set_state(State::Draining);
         tracing::info!(?end, connections = self.shared.connections.len(), "draining");
         if end == End::Signal {
@@ -394,6 +421,33 @@ impl Agent {
         }
         tracing::info!("ended");
         result
+    }
+}
+
+/// The directory that was named, or else the cluster.
+async fn start_source(settings: &Settings, mesh: MeshSettings, store: &Arc<WorldStore>) -> anyhow::Result<Source> {
+    let store = Arc::clone(store);
+    let Some(manifests) = &settings.manifests else {
+        let settings = KubeSettings {
+            kubeconfig: settings.kubeconfig.clone(),
+            context: settings.context.clone(),
+            node: settings.node.as_str().into(),
+            mesh,
+            own_trust_domain: settings.own.trust_domain,
+            own_root_namespace: settings.own.root_namespace,
+            discovery: kube::DISCOVERY,
+        };
+        return Ok(Source::Kube(kube::start(settings, store).await?));
+    };
+    Ok(Source::Dir(DirSource::start(manifests, DirSettings::default(), store)?))
+}
+
+/// Waits for the first whole world; a signal ends the wait, and with it the agent.
+async fn read_first(source: &Source, interrupt: &mut Signal, terminate: &mut Signal) -> anyhow::Result<()> {
+    tokio::select! {
+        () = source.synced() => Ok(()),
+        _ = interrupt.recv() => anyhow::bail!("told to end before the cluster was read: {}", source.waiting().join("; ")),
+        _ = terminate.recv() => anyhow::bail!("told to end before the cluster was read: {}", source.waiting().join("; ")),
     }
 }
 

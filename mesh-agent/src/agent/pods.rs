@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::succession::{Adopted, Frozen};
 use crate::capture::handover::ListenerSet;
-use crate::capture::{Capture, CaptureError, Enrolled, PodAttachment, WorkerListeners};
+use crate::capture::{
+    Capture, CaptureError, Enrolled, Namespace, PodAttachment, PodNamespaces, Wanted, WorkerListeners,
+};
 use crate::model::{Identity, MtlsMode, Workload, WorkloadId};
-use crate::net::netns::NetNs;
 use crate::observe::ConnectionTable;
 use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_WORKLOAD};
 use crate::proxy::worker::{Command, LocalPod, Shared, WorkerHandle};
@@ -49,6 +50,8 @@ pub(super) struct Changes {
 pub(super) struct Pods {
     pub(super) attached: BTreeMap<WorkloadId, Attached>,
     pub(super) pending: BTreeMap<WorkloadId, Pending>,
+    /// Where the pods' namespaces are that no annotation names.
+    pub(super) namespaces: PodNamespaces,
     /// Withdrawn pods that still have relayed connections.
     leaving: HashSet<WorkloadId>,
     /// Listeners that a former agent left and nobody has claimed yet.
@@ -59,8 +62,20 @@ pub(super) struct Pods {
 
 impl Pods {
     /// No pods yet; `adopted` listeners are used for the pods that they belong to.
-    pub(super) fn new(adopted: Adopted, frozen: Frozen) -> Self {
-        Self { attached: BTreeMap::new(), pending: BTreeMap::new(), leaving: HashSet::new(), adopted, frozen }
+    pub(super) fn new(adopted: Adopted, frozen: Frozen, namespaces: PodNamespaces) -> Self {
+        Self {
+            attached: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            namespaces,
+            leaving: HashSet::new(),
+            adopted,
+            frozen,
+        }
+    }
+
+    /// Something is to be tried again, or a namespace to be looked for.
+    pub(super) fn is_due(&self) -> bool {
+        !self.pending.is_empty() || self.namespaces.is_due(Instant::now())
     }
 
     /// Further listeners of a predecessor; pods that waited for them are tried at once.
@@ -93,10 +108,12 @@ impl Pods {
         shared: &Shared,
         workers: &[WorkerHandle],
     ) -> anyhow::Result<Changes> {
-        let wanted: BTreeMap<WorkloadId, PodAttachment> = world
-            .workloads()
-            .filter(|workload| *workload.node == *shared.node && workload.enrolled)
-            .filter_map(|workload| Some((workload.id.clone(), attachment(world, workload)?)))
+        let local: Vec<&Arc<Workload>> =
+            world.workloads_on(&shared.node).filter(|workload| workload.enrolled).collect();
+        self.namespaces.update(&to_find(&local), Instant::now());
+        let wanted: BTreeMap<WorkloadId, PodAttachment> = local
+            .into_iter()
+            .filter_map(|workload| Some((workload.id.clone(), attachment(world, workload, &self.namespaces)?)))
             .collect();
         let mut changes = Changes::default();
         let mut ready = Vec::new();
@@ -141,8 +158,13 @@ impl Pods {
 
     /// Withdraws the pods that an agent before had enrolled and that left the mesh while none was there.
     pub(super) fn disown(&mut self, world: &World, node: &str, capture: &mut Capture) {
-        let outside = world.workloads().filter(|workload| *workload.node == *node && !workload.enrolled);
-        for attachment in outside.filter_map(|workload| attachment(world, workload)) {
+        let outside = world.workloads_on(node).filter(|workload| !workload.enrolled);
+        let outside: Vec<&Arc<Workload>> =
+            outside.filter(|workload| !workload.host_network && !workload.ended).collect();
+        let mut namespaces = self.namespaces.another();
+        namespaces.update(&to_find(&outside), Instant::now());
+        let found = outside.into_iter().filter_map(|workload| attachment(world, workload, &namespaces));
+        for attachment in found {
             match capture.disown(&attachment) {
                 Ok(false) => {}
                 Ok(true) => {
@@ -268,7 +290,7 @@ impl Pods {
         attachment: &PodAttachment,
         capture: &mut Capture,
     ) -> Result<Enrolled, CaptureError> {
-        let left = NetNs::open(&attachment.netns).ok().map(|netns| (id.to_string(), netns.cookie()));
+        let left = attachment.netns.open().ok().map(|netns| (id.to_string(), netns.cookie()));
         let adopted = left.and_then(|key| self.adopted.remove(&key)).and_then(worker_listeners);
         capture.enrol_with(attachment, adopted)
     }
@@ -328,18 +350,36 @@ impl Pods {
 }
 
 /// What capture must know of a pod; none while it has no namespace or address.
-fn attachment(world: &World, workload: &Workload) -> Option<PodAttachment> {
-    let netns = workload.netns.clone()?;
-    if workload.addresses.is_empty() {
+fn attachment(world: &World, workload: &Workload, namespaces: &PodNamespaces) -> Option<PodAttachment> {
+    let (netns, addresses) = match &workload.netns {
+        Some(path) => (Namespace::from(path.clone()), workload.addresses.clone()),
+        None => namespaces.get(&workload.id, &workload.addresses)?,
+    };
+    if addresses.is_empty() {
         return None;
     }
     Some(PodAttachment {
         id: workload.id.clone(),
         netns,
-        addresses: workload.addresses.clone(),
+        addresses,
         // STRICT promises that no unauthenticated byte arrives, also while no agent runs.
         fail_closed: world.mtls_mode(workload, 0).0 == MtlsMode::Strict,
     })
+}
+
+/// The pods among these whose namespaces no annotation names. They have UIDs: an API server gave them one.
+fn to_find<'a>(workloads: &[&'a Arc<Workload>]) -> Vec<Wanted<'a>> {
+    let unnamed = workloads.iter().filter(|workload| workload.netns.is_none());
+    unnamed
+        .filter_map(|workload| {
+            Some(Wanted {
+                id: &workload.id,
+                uid: workload.uid()?,
+                containers: &workload.containers,
+                addresses: &workload.addresses,
+            })
+        })
+        .collect()
 }
 
 /// Whether the pod must be attached anew: another namespace or other addresses.

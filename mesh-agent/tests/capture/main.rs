@@ -5,4 +5,5 @@ mod bypass;
 mod escapes;
 mod lab;
 mod lifecycle;
+mod podns;
 mod steering;

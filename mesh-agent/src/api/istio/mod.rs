@@ -1,3 +1,5 @@
 //! Istio's resources.
 
+pub mod install;
+pub mod mesh;
 pub mod security;
