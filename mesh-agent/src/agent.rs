@@ -436,6 +436,7 @@ async fn start_source(settings: &Settings, mesh: MeshSettings, store: &Arc<World
             own_trust_domain: settings.own.trust_domain,
             own_root_namespace: settings.own.root_namespace,
             discovery: kube::DISCOVERY,
+            pages: None,
         };
         return Ok(Source::Kube(kube::start(settings, store).await?));
     };

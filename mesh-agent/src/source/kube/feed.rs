@@ -71,6 +71,8 @@ pub(super) struct Shared {
     pub(super) back: Arc<Notify>,
     /// How often a kind that is not installed is looked for.
     pub(super) discovery: Duration,
+    /// Page size, where lists by a watch are not wanted.
+    pub(super) pages: Option<u32>,
 }
 
 /// The source is gone: nobody reads the notes.
@@ -106,13 +108,14 @@ impl From<Ended> for Stop {
 impl Feed {
     pub(super) fn new(shared: Shared, watched: &'static Watched) -> Self {
         let intake = Intake::new(watched, Arc::clone(&shared.mesh), Arc::clone(&shared.node));
+        let streaming = shared.pages.is_none();
         Self {
             shared,
             watched,
             intake,
             since: None,
             installed: false,
-            streaming: true,
+            streaming,
             failing: false,
             pause: PAUSE_FIRST,
         }
@@ -240,7 +243,8 @@ impl Feed {
         self.intake.begin_list();
         let mut token = None;
         loop {
-            let page = wire::page(&self.shared.client, self.watched, version, token.as_deref()).await;
+            let size = self.shared.pages.unwrap_or(wire::PAGE);
+            let page = wire::page(&self.shared.client, self.watched, version, size, token.as_deref()).await;
             let page = page.map_err(|error| Stop::Error("list", error))?;
             let (more, at) = (page.more().map(str::to_owned), page.version().to_owned());
             for item in page.items {

@@ -72,6 +72,14 @@ impl Watched {
         self.only.map(|(_, name)| format!("metadata.name={name}"))
     }
 
+    /// What must give the right, as the manifests of `deploy/` name it.
+    pub(super) fn role(&self) -> String {
+        match self.only {
+            Some((namespace, _)) => format!("Role nodemesh-agent in namespace {namespace}"),
+            None => "ClusterRole nodemesh-agent".to_owned(),
+        }
+    }
+
     /// Who must be allowed what, as an administrator would write it.
     pub(super) fn rule(&self, verb: &str) -> String {
         let scope = match self.only {

@@ -30,6 +30,7 @@ pub use status::{KindState, KindStatus, KubeStatus};
 
 use feed::{Feed, Shared};
 use kinds::{MESH_CONFIG, WATCHED};
+use wire::PAGE;
 use publish::Publisher;
 
 /// Changes waiting to be published; a feed that is ahead of that waits.
@@ -55,6 +56,8 @@ pub struct KubeSettings {
     /// The same of the root namespace.
     pub own_root_namespace: bool,
     pub discovery: Duration,
+    /// Lists come in pages of this many objects; none = by a watch that begins with them, where the server can.
+    pub pages: Option<u32>,
 }
 
 /// Why the API server cannot be a source.
@@ -164,6 +167,7 @@ impl Source {
             notes,
             back: Arc::new(Notify::new()),
             discovery: self.settings.discovery,
+            pages: self.settings.pages,
         };
         for watched in &WATCHED {
             feeds.spawn(Feed::new(shared.clone(), watched).run());
@@ -178,7 +182,7 @@ impl Source {
     async fn mesh(&self) -> MeshSettings {
         let mut mesh = self.settings.mesh.clone();
         let config = loop {
-            match wire::page(&self.client, &MESH_CONFIG, "v1", None).await {
+            match wire::page(&self.client, &MESH_CONFIG, "v1", PAGE, None).await {
                 Ok(page) => break mesh_config(&mesh, page.items.into_iter().next()),
                 Err(error) => {
                     let problem = feed::problem("list", error);

@@ -8,9 +8,6 @@ use super::feed::Problem;
 use super::kinds::WATCHED;
 use crate::compile::Kind;
 
-/// The account that must be allowed to read, as the manifests of `deploy/` name it.
-const ROLE: &str = "ClusterRole nodemesh-agent";
-
 /// How one kind is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KindState {
@@ -125,7 +122,7 @@ impl KubeStatus {
         let text = match &problem {
             Problem::Denied { verb, message } => (
                 format!("not allowed: {}: {message}", watched.rule(verb)),
-                format!("let the agent's account get, list and watch {watched} ({ROLE})"),
+                format!("let the agent's account list and watch {watched} ({})", watched.role()),
             ),
             Problem::Unreachable(why) => (
                 format!("the API server {} does not answer: {why}", self.server),

@@ -27,7 +27,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(150);
 /// Shortest and longest life of a watch, seconds: spread, so that the watches of many agents do not end together.
 const WATCH_SECONDS: std::ops::Range<u32> = 200..290;
 /// Objects of one page.
-const PAGE: u32 = 500;
+pub(super) const PAGE: u32 = 500;
 /// Largest event of a watch, bytes: etcd takes no object above 1.5 MiB, JSON may be somewhat longer.
 const EVENT_MAX_BYTES: usize = 8 << 20;
 /// Largest page, bytes.
@@ -88,16 +88,17 @@ impl Page {
     }
 }
 
-/// A page of all objects, from `token` on. Without a page's size where `whole`.
+/// A page of at most `size` objects, from `token` on.
 pub(super) async fn page(
     client: &Client,
     watched: &Watched,
     version: &str,
+    size: u32,
     token: Option<&str>,
 ) -> Result<Page, WireError> {
     let params = ListParams {
         field_selector: watched.field_selector(),
-        limit: Some(PAGE),
+        limit: Some(size),
         continue_token: token.map(str::to_owned),
         ..ListParams::default()
     };
