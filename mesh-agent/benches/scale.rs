@@ -82,7 +82,10 @@ fn one(size: usize) -> Figures {
 }
 
 fn print(all: &[Figures]) {
-    println!("{:>8} {:>12} {:>12} {:>14} {:>12} {:>14}", "PODS", "FIRST WORLD", "POD CHANGE", "SLICE CHANGE", "NO CHANGE", "PER WORKLOAD");
+    println!(
+        "{:>8} {:>12} {:>12} {:>14} {:>12} {:>14}",
+        "PODS", "FIRST WORLD", "POD CHANGE", "SLICE CHANGE", "NO CHANGE", "PER WORKLOAD"
+    );
     for one in all {
         println!(
             "{:>8} {:>10.2} s {:>9.0} µs {:>11.0} µs {:>9.0} µs {:>12.0} B",
@@ -246,7 +249,8 @@ fn uid(number: usize) -> String {
 fn pod(number: usize, version: u64) -> Value {
     let (namespace, service) = names(number / REPLICAS);
     let image = "registry.example.org/team/application:1.2.3";
-    let condition = |name: &str| json!({"type": name, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let condition =
+        |name: &str| json!({"type": name, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"});
     json!({
         "metadata": {
             "name": pod_name(number), "namespace": namespace, "uid": uid(number),

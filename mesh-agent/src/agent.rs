@@ -266,7 +266,7 @@ impl Agent {
         }
         if self.behind {
             self.catch_up().await?;
-        } else if self.pods.is_due() {
+        } else if self.pods.is_due(&self.shared.store.load(), &self.shared.node) {
             self.reconcile().await?;
         }
         self.succession.mend_holder(&self.pods).await;

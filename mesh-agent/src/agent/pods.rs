@@ -52,6 +52,8 @@ pub(super) struct Pods {
     pub(super) pending: BTreeMap<WorkloadId, Pending>,
     /// Where the pods' namespaces are that no annotation names.
     pub(super) namespaces: PodNamespaces,
+    /// What of them the last reconciliation has seen.
+    reconciled: u64,
     /// Withdrawn pods that still have relayed connections.
     leaving: HashSet<WorkloadId>,
     /// Listeners that a former agent left and nobody has claimed yet.
@@ -67,15 +69,22 @@ impl Pods {
             attached: BTreeMap::new(),
             pending: BTreeMap::new(),
             namespaces,
+            reconciled: 0,
             leaving: HashSet::new(),
             adopted,
             frozen,
         }
     }
 
-    /// Something is to be tried again, or a namespace to be looked for.
-    pub(super) fn is_due(&self) -> bool {
-        !self.pending.is_empty() || self.namespaces.is_due(Instant::now())
+    /// Whether there is something to reconcile though the world is the same: a pod that is to be tried again, or a
+    /// namespace that was found.
+    pub(super) fn is_due(&mut self, world: &World, node: &str) -> bool {
+        let now = Instant::now();
+        if self.namespaces.is_due(now) {
+            let local: Vec<&Arc<Workload>> = enrolled(world, node).collect();
+            self.namespaces.update(&to_find(&local), now);
+        }
+        !self.pending.is_empty() || self.namespaces.changes() != self.reconciled
     }
 
     /// Further listeners of a predecessor; pods that waited for them are tried at once.
@@ -108,9 +117,9 @@ impl Pods {
         shared: &Shared,
         workers: &[WorkerHandle],
     ) -> anyhow::Result<Changes> {
-        let local: Vec<&Arc<Workload>> =
-            world.workloads_on(&shared.node).filter(|workload| workload.enrolled).collect();
+        let local: Vec<&Arc<Workload>> = enrolled(world, &shared.node).collect();
         self.namespaces.update(&to_find(&local), Instant::now());
+        self.reconciled = self.namespaces.changes();
         let wanted: BTreeMap<WorkloadId, PodAttachment> = local
             .into_iter()
             .filter_map(|workload| Some((workload.id.clone(), attachment(world, workload, &self.namespaces)?)))
@@ -365,6 +374,11 @@ fn attachment(world: &World, workload: &Workload, namespaces: &PodNamespaces) ->
         // STRICT promises that no unauthenticated byte arrives, also while no agent runs.
         fail_closed: world.mtls_mode(workload, 0).0 == MtlsMode::Strict,
     })
+}
+
+/// The pods of a node that belong into the mesh.
+fn enrolled<'a>(world: &'a World, node: &str) -> impl Iterator<Item = &'a Arc<Workload>> {
+    world.workloads_on(node).filter(|workload| workload.enrolled)
 }
 
 /// The pods among these whose namespaces no annotation names. They have UIDs: an API server gave them one.

@@ -90,7 +90,10 @@ impl NodeView {
         let pending = pods.pending.iter().map(|(id, pending)| {
             (id.clone(), PodState { cookie: None, problem: Some(pending.error.clone()) })
         });
-        *self.pods.write() = attached.chain(pending).collect();
+        let lost = pods.namespaces.lost().map(|(id, problem)| {
+            (id.clone(), PodState { cookie: None, problem: Some(problem) })
+        });
+        *self.pods.write() = attached.chain(pending).chain(lost).collect();
     }
 
     /// Remembers that a flow was cut, until the kernel reports its end.

@@ -102,6 +102,9 @@ impl Found {
     }
 }
 
+/// A process, and what names its namespace: device and inode.
+type Place = (u32, (u64, u64));
+
 /// The known namespaces of this node's pods.
 #[derive(Debug)]
 pub struct PodNamespaces {
@@ -111,12 +114,24 @@ pub struct PodNamespaces {
     missing: HashMap<WorkloadId, (Instant, Duration)>,
     next_scan: Option<Instant>,
     next_check: Option<Instant>,
+    /// Grows whenever a namespace is found or told.
+    changes: u64,
+    /// Why nothing can be found.
+    problem: Option<String>,
 }
 
 impl PodNamespaces {
     /// `proc_dir` shows the node's processes.
     pub fn new(proc_dir: PathBuf) -> Self {
-        Self { proc_dir, found: HashMap::new(), missing: HashMap::new(), next_scan: None, next_check: None }
+        Self {
+            proc_dir,
+            found: HashMap::new(),
+            missing: HashMap::new(),
+            next_scan: None,
+            next_check: None,
+            changes: 0,
+            problem: None,
+        }
     }
 
     /// One that knows nothing yet, over the same processes.
@@ -135,6 +150,20 @@ impl PodNamespaces {
         self.missing.contains_key(id)
     }
 
+    /// The pods that are looked for and of which no namespace is known, each with why.
+    pub fn lost(&self) -> impl Iterator<Item = (&WorkloadId, String)> {
+        let lost = self.missing.keys().filter(|id| !self.found.contains_key(*id));
+        lost.map(|id| {
+            let unseen = || format!("no process of it with its address is found in {} yet", self.proc_dir.display());
+            (id, self.problem.clone().unwrap_or_else(unseen))
+        })
+    }
+
+    /// A number that is another one whenever a namespace was found or told since.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// Whether [`PodNamespaces::update`] has something to do at this time.
     pub fn is_due(&self, now: Instant) -> bool {
         let check = !self.found.is_empty() && self.next_check.is_none_or(|at| now >= at);
@@ -147,6 +176,7 @@ impl PodNamespaces {
         let file = netns.file()?;
         self.missing.remove(id);
         self.found.insert(id.clone(), Found { netns, file, process: None, addresses });
+        self.changes += 1;
         Ok(())
     }
 
@@ -178,7 +208,25 @@ impl PodNamespaces {
             return;
         }
         self.next_scan = Some(now + SCAN_MIN);
-        let results = self.scan(&search);
+        let results = match self.scan(&search) {
+            Ok(results) => {
+                self.problem = None;
+                results
+            }
+            Err(error) => {
+                let file = self.proc_dir.join("1/ns/net");
+                let problem = format!(
+                    "the node's own namespace, {}, cannot be told: {error}; the agent needs the node's processes \
+                     (hostPID) and the capability SYS_PTRACE",
+                    file.display()
+                );
+                if self.problem.as_ref() != Some(&problem) {
+                    tracing::warn!("{problem}");
+                }
+                self.problem = Some(problem);
+                HashMap::new()
+            }
+        };
         for one in search {
             match results.get(one.id) {
                 Some((process, file)) => self.take(one, *process, *file),
@@ -218,12 +266,13 @@ impl PodNamespaces {
         self.missing.remove(one.id);
         let found = Found { netns: Arc::new(netns), file, process: Some(process), addresses };
         self.found.insert(one.id.clone(), found);
+        self.changes += 1;
     }
 
     /// Looks through all processes once. Returns process and namespace of each pod that was found.
-    fn scan(&self, search: &[&Wanted<'_>]) -> HashMap<WorkloadId, (u32, (u64, u64))> {
+    fn scan(&self, search: &[&Wanted<'_>]) -> io::Result<HashMap<WorkloadId, Place>> {
         let mut results = HashMap::new();
-        let Ok((_, host)) = namespace_file(&self.proc_dir, 1) else { return results };
+        let (_, host) = namespace_file(&self.proc_dir, 1)?;
         let pods: HashMap<&str, &Wanted<'_>> = search.iter().map(|one| (one.uid, *one)).collect();
         let containers: HashMap<&str, &Wanted<'_>> =
             search.iter().flat_map(|one| one.containers.iter().map(move |id| (&**id, *one))).collect();
@@ -246,7 +295,7 @@ impl PodNamespaces {
                 results.insert(one.id.clone(), (process, file));
             }
         }
-        results
+        Ok(results)
     }
 }
 

@@ -177,7 +177,11 @@ fn a_sandbox_that_was_made_again_is_found_and_until_then_the_old_one_stays() {
     assert_eq!(sought.found(&mut namespaces, start), Some(pod.cookie()));
     group.end(process);
     let after = |seconds| start + Duration::from_secs(seconds);
-    assert_eq!(sought.found(&mut namespaces, after(2)), Some(pod.cookie()), "the pod may be between two sandboxes");
+    assert_eq!(
+        sought.found(&mut namespaces, after(2)),
+        Some(pod.cookie()),
+        "the pod may be between two sandboxes"
+    );
     // The same address again, on another node's network so that the two do not meet.
     let second = Node::new();
     let again = second.pod("a");

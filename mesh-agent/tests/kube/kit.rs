@@ -93,8 +93,11 @@ pub(crate) fn pod(name: &str) -> String {
 
 /// What a kubelet would report.
 pub(crate) fn set_address(api: &ApiServer, name: &str, address: &str) {
-    let patch = format!("{{\"status\":{{\"phase\":\"Running\",\"podIP\":\"{address}\",\"podIPs\":[{{\"ip\":\"{address}\"}}]}}}}");
-    let arguments = ["patch", "pod", name, "-n", "shop", "--subresource=status", "--type=merge", "-p", &patch];
+    let patch = format!(
+        "{{\"status\":{{\"phase\":\"Running\",\"podIP\":\"{address}\",\"podIPs\":[{{\"ip\":\"{address}\"}}]}}}}"
+    );
+    let arguments =
+        ["patch", "pod", name, "-n", "shop", "--subresource=status", "--type=merge", "-p", &patch];
     api.kubectl(&arguments).unwrap();
 }
 

@@ -15,7 +15,9 @@ fn ten_seconds_without_the_api_server_leave_the_world_as_it_was_and_the_status_s
     api.apply(&definition("v1")).unwrap();
     api.apply(&format!("{}{}", namespace(true), pod("a"))).unwrap();
     let watching = Watching::start(settings(api.admin_kubeconfig()));
-    watching.until("the policies are followed", |this| this.state(Kind::PeerAuthentication) == KindState::Following);
+    watching.until("the policies are followed", |this| {
+        this.state(Kind::PeerAuthentication) == KindState::Following
+    });
     api.apply(&peer_authentication("v1", "STRICT")).unwrap();
     watching.until("the policy", |this| this.world().all_peer_auths().count() == 1);
     let before = watching.world();

@@ -4,7 +4,9 @@ use mesh_agent::compile::Kind;
 use mesh_agent::source::kube::KindState;
 use mesh_tests::cluster::ApiServer;
 
-use crate::kit::{Watching, definition, namespace, peer_authentication, pod, service, set_address, settings, slice};
+use crate::kit::{
+    Watching, definition, namespace, peer_authentication, pod, service, set_address, settings, slice,
+};
 
 #[test]
 fn a_cluster_is_read_as_a_whole_and_then_followed_change_by_change() {
@@ -24,7 +26,8 @@ fn a_cluster_is_read_as_a_whole_and_then_followed_change_by_change() {
     api.apply(&pod("b")).unwrap();
     watching.until("a new pod", |this| this.pod("b").is_some());
     set_address(&api, "b", "10.244.1.6");
-    let took = watching.until("its address", |this| this.pod("b").is_some_and(|pod| !pod.addresses.is_empty()));
+    let took =
+        watching.until("its address", |this| this.pod("b").is_some_and(|pod| !pod.addresses.is_empty()));
     eprintln!("an address was in force {took:?} after the API server's answer");
     api.apply(&namespace(false)).unwrap();
     watching.until("the namespace's label", |this| this.pod("a").is_some_and(|pod| !pod.enrolled));
@@ -101,7 +104,10 @@ fn a_denial_names_resource_verb_and_role_and_ends_when_the_right_is_given() {
         this.state(Kind::Service) == KindState::Following && this.state(Kind::Pod) == KindState::Failing
     });
     let (problem, remedy) = watching.status().kinds[&Kind::Pod].text.clone().unwrap();
-    assert!(problem.contains("watch on pods") && remedy.contains("list and watch pods"), "{problem}; {remedy}");
+    assert!(
+        problem.contains("watch on pods") && remedy.contains("list and watch pods"),
+        "{problem}; {remedy}"
+    );
     assert!(!watching.handle.is_synced(), "without the pods the agent must not be ready");
     api.apply(&rights("configmaps, namespaces, nodes, services, pods")).unwrap();
     watching.until("everything is read", |this| this.handle.is_synced());

@@ -26,7 +26,8 @@ fn the_trust_domain_is_read_before_anything_else_and_a_change_of_it_asks_for_a_r
     own.own_trust_domain = true;
     assert_eq!(identity(&Watching::synced(own)), "spiffe://cluster.local/ns/shop/sa/web");
 
-    api.apply(&config_map("trustDomain: example.net\naccessLogFile: /dev/stdout\nextensionProviders: []")).unwrap();
+    api.apply(&config_map("trustDomain: example.net\naccessLogFile: /dev/stdout\nextensionProviders: []"))
+        .unwrap();
     watching.until("the access log", |this| mesh_config::access_log(&this.world().config) == Some(true));
     assert_eq!(identity(&watching), "spiffe://example.org/ns/shop/sa/web");
     let world = watching.world();
@@ -38,7 +39,10 @@ fn the_trust_domain_is_read_before_anything_else_and_a_change_of_it_asks_for_a_r
     api.apply(&config_map("accessLogFile: [1]")).unwrap();
     watching.until("the finding", |this| !this.world().diagnostics().is_empty());
     let finding = watching.world().diagnostics()[0].to_string();
-    assert!(finding.contains("accessLogFile") && finding.contains("the settings before stay in force"), "{finding}");
+    assert!(
+        finding.contains("accessLogFile") && finding.contains("the settings before stay in force"),
+        "{finding}"
+    );
     assert_eq!(mesh_config::access_log(&watching.world().config), Some(true));
     api.kubectl(&["delete", "configmap", "nodemesh", "-n", "nodemesh-system"]).unwrap();
     watching.until("no settings", |this| mesh_config::access_log(&this.world().config).is_none());
