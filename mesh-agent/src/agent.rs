@@ -96,7 +96,8 @@ struct Agent {
 
 impl Agent {
     async fn start(settings: Settings) -> anyhow::Result<Self> {
-        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         Capture::check_node()?;
         let mesh = MeshSettings {
             trust_domain: settings.trust_domain.as_str().into(),
@@ -425,7 +426,11 @@ impl Agent {
 }
 
 /// The directory that was named, or else the cluster.
-async fn start_source(settings: &Settings, mesh: MeshSettings, store: &Arc<WorldStore>) -> anyhow::Result<Source> {
+async fn start_source(
+    settings: &Settings,
+    mesh: MeshSettings,
+    store: &Arc<WorldStore>,
+) -> anyhow::Result<Source> {
     let store = Arc::clone(store);
     let Some(manifests) = &settings.manifests else {
         let settings = KubeSettings {

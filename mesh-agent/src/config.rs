@@ -362,9 +362,13 @@ impl Settings {
     /// One source only: two would contradict each other about who exists.
     fn check_source(&self) -> Result<(), ConfigError> {
         if let Some(manifests) = &self.manifests {
-            for (field, given) in [("kubeconfig", self.kubeconfig.is_some()), ("context", self.context.is_some())] {
+            for (field, given) in
+                [("kubeconfig", self.kubeconfig.is_some()), ("context", self.context.is_some())]
+            {
                 if given {
-                    let problem = "is for Kubernetes as the source, and manifests makes a directory the source".to_owned();
+                    let problem =
+                        "is for Kubernetes as the source, and manifests makes a directory the source"
+                            .to_owned();
                     return invalid(field, problem, "leave out one of the two");
                 }
             }
@@ -382,7 +386,11 @@ impl Settings {
         }
         if !self.proc_dir.join("self").exists() {
             let problem = format!("{} is no proc file system", self.proc_dir.display());
-            return invalid("proc-dir", problem, "mount the host's, or leave it out where the host's is /proc");
+            return invalid(
+                "proc-dir",
+                problem,
+                "mount the host's, or leave it out where the host's is /proc",
+            );
         }
         Ok(())
     }

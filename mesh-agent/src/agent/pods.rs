@@ -122,7 +122,9 @@ impl Pods {
         self.reconciled = self.namespaces.changes();
         let wanted: BTreeMap<WorkloadId, PodAttachment> = local
             .into_iter()
-            .filter_map(|workload| Some((workload.id.clone(), attachment(world, workload, &self.namespaces)?)))
+            .filter_map(|workload| {
+                Some((workload.id.clone(), attachment(world, workload, &self.namespaces)?))
+            })
             .collect();
         let mut changes = Changes::default();
         let mut ready = Vec::new();

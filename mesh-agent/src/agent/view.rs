@@ -90,9 +90,10 @@ impl NodeView {
         let pending = pods.pending.iter().map(|(id, pending)| {
             (id.clone(), PodState { cookie: None, problem: Some(pending.error.clone()) })
         });
-        let lost = pods.namespaces.lost().map(|(id, problem)| {
-            (id.clone(), PodState { cookie: None, problem: Some(problem) })
-        });
+        let lost = pods
+            .namespaces
+            .lost()
+            .map(|(id, problem)| (id.clone(), PodState { cookie: None, problem: Some(problem) }));
         *self.pods.write() = attached.chain(pending).chain(lost).collect();
     }
 
@@ -150,7 +151,8 @@ impl NodeView {
         let world = self.shared.store.load();
         let seconds =
             |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let stale = self.source.stale_since().and_then(|since| since.elapsed().ok()).unwrap_or(Duration::ZERO);
+        let stale =
+            self.source.stale_since().and_then(|since| since.elapsed().ok()).unwrap_or(Duration::ZERO);
         Probe {
             world_version: world.version,
             world_stale_seconds: stale.as_secs_f64(),
@@ -243,7 +245,10 @@ impl AdminSource for NodeView {
             },
             connections,
             limits: self.limits(),
-            settings: mesh_config::settings(&world.config, &world.mesh).into_iter().map(rows::setting).collect(),
+            settings: mesh_config::settings(&world.config, &world.mesh)
+                .into_iter()
+                .map(rows::setting)
+                .collect(),
         }
     }
 

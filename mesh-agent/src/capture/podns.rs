@@ -154,7 +154,8 @@ impl PodNamespaces {
     pub fn lost(&self) -> impl Iterator<Item = (&WorkloadId, String)> {
         let lost = self.missing.keys().filter(|id| !self.found.contains_key(*id));
         lost.map(|id| {
-            let unseen = || format!("no process of it with its address is found in {} yet", self.proc_dir.display());
+            let unseen =
+                || format!("no process of it with its address is found in {} yet", self.proc_dir.display());
             (id, self.problem.clone().unwrap_or_else(unseen))
         })
     }
@@ -192,9 +193,10 @@ impl PodNamespaces {
         }
         let mut search: Vec<&Wanted<'_>> = Vec::new();
         for one in wanted {
-            let sound = self.found.get(one.id).is_some_and(|found| {
-                found.fits(one.addresses) && (!check || self.still_there(found))
-            });
+            let sound = self
+                .found
+                .get(one.id)
+                .is_some_and(|found| found.fits(one.addresses) && (!check || self.still_there(found)));
             // Without an address nothing could be told apart.
             if sound || one.addresses.is_empty() {
                 continue;
@@ -288,9 +290,9 @@ impl PodNamespaces {
             };
             let Some(one) = one.filter(|one| !results.contains_key(one.id)) else { continue };
             let Ok((_, file)) = namespace_file(&self.proc_dir, process) else { continue };
-            let good = *judged.entry((one.id, file)).or_insert_with(|| {
-                file != host && addresses::holds(&root, one.addresses)
-            });
+            let good = *judged
+                .entry((one.id, file))
+                .or_insert_with(|| file != host && addresses::holds(&root, one.addresses));
             if good {
                 results.insert(one.id.clone(), (process, file));
             }
@@ -314,6 +316,3 @@ fn namespace_file(proc_dir: &Path, process: u32) -> io::Result<(PathBuf, (u64, u
     let found = fs::metadata(&path)?;
     Ok((path, (found.dev(), found.ino())))
 }
-
-#[cfg(test)]
-mod tests;

@@ -65,7 +65,9 @@ fn kinds(status: &Status, style: Style) -> String {
     }
     // One outage fails every kind with the same words.
     let mut told: Vec<&str> = Vec::new();
-    for (problem, remedy) in status.source.kinds.iter().filter_map(|kind| Some((kind.problem.as_deref()?, &kind.remedy))) {
+    for (problem, remedy) in
+        status.source.kinds.iter().filter_map(|kind| Some((kind.problem.as_deref()?, &kind.remedy)))
+    {
         if told.contains(&problem) {
             continue;
         }

@@ -1,7 +1,7 @@
 use super::output::{Style, json, yaml};
 use super::*;
-use crate::admin::{KindView, SettingView, Timestamp};
 use crate::admin::fixtures::{Views, views};
+use crate::admin::{KindView, SettingView, Timestamp};
 
 /// 2026-01-01T03:12:00Z.
 const NOW: Timestamp = Timestamp(1_767_237_120);

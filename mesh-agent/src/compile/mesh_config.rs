@@ -33,11 +33,7 @@ pub struct Setting {
 
 /// The one key under which mesh-wide settings are known, wherever they come from.
 pub fn key() -> ObjectKey {
-    ObjectKey {
-        kind: Kind::MeshConfig,
-        namespace: SYSTEM_NAMESPACE.into(),
-        name: MESH_CONFIG_MAP.into(),
-    }
+    ObjectKey { kind: Kind::MeshConfig, namespace: SYSTEM_NAMESPACE.into(), name: MESH_CONFIG_MAP.into() }
 }
 
 /// ConfigMap `nodemesh`: YAML in its key `mesh`.
@@ -245,9 +241,8 @@ const FIELDS: [&str; 9] = [
 const NOT_BUILT: &str = "this version does not have the feature yet";
 
 fn at_start(wanted: &str, running: &str) -> Option<String> {
-    (wanted != running).then(|| {
-        format!("the agent runs with `{running}`; restart it, unless a setting of its own says so")
-    })
+    (wanted != running)
+        .then(|| format!("the agent runs with `{running}`; restart it, unless a setting of its own says so"))
 }
 
 #[cfg(test)]

@@ -167,20 +167,13 @@ fn addresses(head: &Head<'_>, pod: &Pod, out: &mut Compiled) -> Result<Vec<IpAdd
 /// The ids of the pod's containers, without the runtime's name: `containerd://ID`.
 fn containers(pod: &Pod) -> Box<[Arc<str>]> {
     let Some(status) = &pod.status else { return Box::default() };
-    let all = [
-        &status.init_container_statuses,
-        &status.container_statuses,
-        &status.ephemeral_container_statuses,
-    ];
+    let all =
+        [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
     let ids = all.into_iter().flatten().flatten().filter_map(|one| one.container_id.as_deref());
     ids.filter_map(|id| Some(Arc::from(id.split_once("://")?.1))).collect()
 }
 
-fn netns(
-    head: &Head<'_>,
-    pod: &Pod,
-    out: &mut Compiled,
-) -> Result<Option<PathBuf>, Box<Diagnostic>> {
+fn netns(head: &Head<'_>, pod: &Pod, out: &mut Compiled) -> Result<Option<PathBuf>, Box<Diagnostic>> {
     let annotations = pod.metadata.annotations.as_ref();
     let Some(text) = annotations.and_then(|all| all.get(NETNS_ANNOTATION)) else { return Ok(None) };
     if head.context.origin == Origin::Cluster {

@@ -113,7 +113,8 @@ fn without_manifests_kubernetes_is_the_source() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config");
     std::fs::write(&file, "").unwrap();
-    let args = flags(&["--node", "a", "--ca-dir", "/ca", "--kubeconfig", file.to_str().unwrap(), "--context", "c"]);
+    let args =
+        flags(&["--node", "a", "--ca-dir", "/ca", "--kubeconfig", file.to_str().unwrap(), "--context", "c"]);
     let settings = args.resolve().unwrap();
     assert_eq!((settings.kubeconfig, settings.context.as_deref()), (Some(file), Some("c")));
 }

@@ -32,7 +32,10 @@ fn locals(text: &str) -> Vec<IpAddr> {
 /// `if_inet6`: 32 hexadecimal digits, then what we do not need.
 fn interfaces(text: &str) -> Vec<IpAddr> {
     let digits = text.lines().filter_map(|line| line.split_whitespace().next());
-    digits.filter_map(|digits| u128::from_str_radix(digits, 16).ok()).map(|bits| IpAddr::V6(bits.into())).collect()
+    digits
+        .filter_map(|digits| u128::from_str_radix(digits, 16).ok())
+        .map(|bits| IpAddr::V6(bits.into()))
+        .collect()
 }
 
 #[cfg(test)]

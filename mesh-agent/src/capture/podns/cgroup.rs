@@ -57,9 +57,11 @@ fn uid(text: &str) -> Option<String> {
     let text = text.replace('_', "-").to_ascii_lowercase();
     let hex = |byte: u8| byte.is_ascii_hexdigit();
     let dashed = text.len() == UID_LENGTH
-        && text.bytes().enumerate().all(|(at, byte)| {
-            if UID_DASHES.contains(&at) { byte == b'-' } else { hex(byte) }
-        });
+        && text.bytes().enumerate().all(
+            |(at, byte)| {
+                if UID_DASHES.contains(&at) { byte == b'-' } else { hex(byte) }
+            },
+        );
     let plain = text.len() == STATIC_UID_LENGTH && text.bytes().all(hex);
     (dashed || plain).then_some(text)
 }

@@ -62,7 +62,10 @@ fn a_wrong_value_refuses_the_whole_and_names_the_field() {
         ("rootNamespace: ''", "data.mesh.rootNamespace"),
         ("extensionProviders: [{name: a}]", "data.mesh.extensionProviders[0]"),
         ("extensionProviders: [{name: a, x: {}}, {name: a, x: {}}]", "data.mesh.extensionProviders[1].name"),
-        ("localityLbSetting: {distribute: [{from: a, to: {b: 90}}]}", "data.mesh.localityLbSetting.distribute[0].to"),
+        (
+            "localityLbSetting: {distribute: [{from: a, to: {b: 90}}]}",
+            "data.mesh.localityLbSetting.distribute[0].to",
+        ),
         ("a: [", "data.mesh"),
     ] {
         let (config, found) = one(&config_map(text));
@@ -73,7 +76,9 @@ fn a_wrong_value_refuses_the_whole_and_names_the_field() {
 
 #[test]
 fn what_is_not_read_is_named_and_the_rest_holds() {
-    let (config, found) = one(&config_map("enableTracing: true\ntrustDomain: example.org\ndefaultProviders: {metrics: [nobody]}"));
+    let (config, found) = one(&config_map(
+        "enableTracing: true\ntrustDomain: example.org\ndefaultProviders: {metrics: [nobody]}",
+    ));
     assert_eq!(config.unwrap().trust_domain.as_deref(), Some("example.org"));
     let fields: Vec<_> = found.iter().map(|one| one.field.as_str()).collect();
     assert_eq!(fields, ["data.mesh.enableTracing", "data.mesh.defaultProviders.metrics[0]"]);
@@ -83,7 +88,8 @@ fn what_is_not_read_is_named_and_the_rest_holds() {
 fn an_empty_document_sets_nothing_and_another_config_map_is_none_of_the_meshs_business() {
     let (config, found) = one(&config_map("# nothing yet"));
     assert_eq!((config, found), (Some(MeshConfig::default()), vec![]));
-    let other = compile("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: other, namespace: nodemesh-system}\n");
+    let other =
+        compile("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: other, namespace: nodemesh-system}\n");
     assert!(other.objects.is_empty());
     assert!(other.diagnostics.iter().all(|found| found.severity == Severity::Info));
 }

@@ -172,8 +172,8 @@ impl Follower {
         let mut world = (*current).clone();
         let changed = !changes.is_empty();
         changes.into_iter().for_each(|change| {
-        world.apply(change);
-    });
+            world.apply(change);
+        });
         let diagnostics = self.loader.diagnostics(&world);
         let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error).cloned().collect();
         let reported = diagnostics != current.diagnostics();

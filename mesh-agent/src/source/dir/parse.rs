@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::compile::{self, Compiled, Context, Diagnostic, MeshSettings, Object, ObjectKey, Origin, Severity};
+use crate::compile::{
+    self, Compiled, Context, Diagnostic, MeshSettings, Object, ObjectKey, Origin, Severity,
+};
 
 /// What a file says.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -270,7 +270,7 @@ fn a_lost_event_is_made_up_for_by_the_rescan() {
         now += Duration::from_millis(100);
         assert!(now - start < Duration::from_millis(500), "not seen by looking alone");
         loader.refresh(&mesh, now, &|_| false).changes.into_iter().for_each(|change| {
-        world.apply(change);
-    });
+            world.apply(change);
+        });
     }
 }

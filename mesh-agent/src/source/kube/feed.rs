@@ -40,12 +40,23 @@ const STREAM_PATIENCE: Duration = Duration::from_secs(120);
 pub(super) enum Note {
     Object(Taken),
     /// Everything there was has been told.
-    Listed { kind: Kind, version: &'static str, objects: usize },
+    Listed {
+        kind: Kind,
+        version: &'static str,
+        objects: usize,
+    },
     /// The watch stands: what is known is current.
-    Following { kind: Kind },
+    Following {
+        kind: Kind,
+    },
     /// The server does not have this kind.
-    Absent { kind: Kind },
-    Failed { kind: Kind, problem: Problem },
+    Absent {
+        kind: Kind,
+    },
+    Failed {
+        kind: Kind,
+        problem: Problem,
+    },
 }
 
 /// Why a kind cannot be followed.
@@ -214,7 +225,8 @@ impl Feed {
     /// The whole state by a watch that begins with it.
     async fn stream_all(&mut self, version: &'static str) -> Result<Watch, Stop> {
         let error = |error| Stop::Error("watch", error);
-        let mut watch = wire::watch(&self.shared.client, self.watched, version, "0", true).await.map_err(error)?;
+        let mut watch =
+            wire::watch(&self.shared.client, self.watched, version, "0", true).await.map_err(error)?;
         self.intake.begin_list();
         let end = tokio::time::Instant::now() + STREAM_PATIENCE;
         loop {

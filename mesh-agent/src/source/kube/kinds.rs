@@ -31,7 +31,15 @@ const fn core(kind: Kind, plural: &'static str) -> Watched {
 
 const fn security(kind: Kind, plural: &'static str) -> Watched {
     let versions = &security::VERSIONS;
-    Watched { kind, api_kind: kind.name(), group: security::GROUP, versions, plural, custom: true, only: None }
+    Watched {
+        kind,
+        api_kind: kind.name(),
+        group: security::GROUP,
+        versions,
+        plural,
+        custom: true,
+        only: None,
+    }
 }
 
 /// The mesh-wide settings come first: they say what everything else is compiled against.

@@ -30,8 +30,8 @@ pub use status::{KindState, KindStatus, KubeStatus};
 
 use feed::{Feed, Shared};
 use kinds::{MESH_CONFIG, WATCHED};
-use wire::PAGE;
 use publish::Publisher;
+use wire::PAGE;
 
 /// Changes waiting to be published; a feed that is ahead of that waits.
 pub const NOTES_MAX: usize = 1024;
@@ -63,7 +63,9 @@ pub struct KubeSettings {
 /// Why the API server cannot be a source.
 #[derive(Debug, thiserror::Error)]
 pub enum KubeError {
-    #[error("kubeconfig: {0}; name a file by --kubeconfig, a context of it by --context, or a directory by --manifests")]
+    #[error(
+        "kubeconfig: {0}; name a file by --kubeconfig, a context of it by --context, or a directory by --manifests"
+    )]
     Config(String),
     #[error("kubernetes: the client cannot be made: {0}")]
     Client(kube::Error),
@@ -106,7 +108,8 @@ pub async fn start(settings: KubeSettings, store: Arc<WorldStore>) -> Result<Kub
     let status = Arc::new(Mutex::new(KubeStatus::new(config.cluster_url.to_string())));
     let (stop, stopped) = watch::channel(());
     let (told, synced) = watch::channel(false);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(KubeError::Thread)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(KubeError::Thread)?;
     let client = {
         let _inside = runtime.enter();
         Client::try_from(config).map_err(KubeError::Client)?

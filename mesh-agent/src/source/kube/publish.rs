@@ -98,7 +98,8 @@ impl Publisher {
             Note::Failed { kind, problem } => {
                 let mut status = self.status.lock();
                 if status.failed(kind, problem, SystemTime::now())
-                    && let Some((problem, remedy)) = status.kinds.get(&kind).and_then(|kind| kind.text.clone())
+                    && let Some((problem, remedy)) =
+                        status.kinds.get(&kind).and_then(|kind| kind.text.clone())
                 {
                     tracing::warn!(target: "kubernetes", "{problem}; {remedy}");
                 }

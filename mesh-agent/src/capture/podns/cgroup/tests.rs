@@ -14,10 +14,16 @@ fn every_form_that_kubelets_and_runtimes_write_is_read() {
         format!("0::/kubepods/burstable/pod{UID}/{ID}"),
         format!("0::/kubepods/pod{UID}/{ID}"),
         format!("12:pids:/kubepods/besteffort/pod{UID}/{ID}"),
-        format!("0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{under}.slice/cri-containerd-{ID}.scope"),
+        format!(
+            "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{under}.slice/cri-containerd-{ID}.scope"
+        ),
         format!("0::/kubepods.slice/kubepods-pod{under}.slice/crio-{ID}.scope/container"),
-        format!("1:name=systemd:/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice:cri-containerd:{ID}"),
-        format!("0::/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{under}.slice/docker-{ID}.scope"),
+        format!(
+            "1:name=systemd:/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice:cri-containerd:{ID}"
+        ),
+        format!(
+            "0::/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{under}.slice/docker-{ID}.scope"
+        ),
         format!("0::/system.slice/kubelet/kubepods/pod{UID}/{ID}"),
         // From inside a cgroup namespace.
         format!("0::/../../pod{UID}/{ID}"),
@@ -35,7 +41,11 @@ fn a_static_pods_uid_has_no_dashes() {
 
 #[test]
 fn a_container_is_known_by_its_id_where_no_group_names_the_pod() {
-    for path in [format!("0::/k8s.io/{ID}"), format!("0::/system.slice/docker-{ID}.scope"), format!("5:cpu:/{ID}/sub")] {
+    for path in [
+        format!("0::/k8s.io/{ID}"),
+        format!("0::/system.slice/docker-{ID}.scope"),
+        format!("5:cpu:/{ID}/sub"),
+    ] {
         assert_eq!(owner(&path), Some(Owner::Container(ID.to_owned())), "{path}");
     }
 }
