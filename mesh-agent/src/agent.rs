@@ -4,6 +4,7 @@
 
 mod drain;
 mod judge;
+mod origin;
 mod pods;
 mod servers;
 mod succession;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use self::origin::{read_first, start_source};
 use self::pods::Pods;
 use self::servers::Servers;
 use self::succession::Succession;
@@ -28,8 +30,6 @@ use crate::observe::{AccessLog, ConnectionTable, Limit, Metrics, logging};
 use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_NODE};
 use crate::proxy::worker::{Shared, WorkerHandle};
 use crate::source::Source;
-use crate::source::dir::{DirSettings, DirSource};
-use crate::source::kube::{self, KubeSettings};
 use crate::world::{World, WorldStore};
 
 /// Verdicts the kernel holds at once.
@@ -422,38 +422,6 @@ impl Agent {
         }
         tracing::info!("ended");
         result
-    }
-}
-
-/// The directory that was named, or else the cluster.
-async fn start_source(
-    settings: &Settings,
-    mesh: MeshSettings,
-    store: &Arc<WorldStore>,
-) -> anyhow::Result<Source> {
-    let store = Arc::clone(store);
-    let Some(manifests) = &settings.manifests else {
-        let settings = KubeSettings {
-            kubeconfig: settings.kubeconfig.clone(),
-            context: settings.context.clone(),
-            node: settings.node.as_str().into(),
-            mesh,
-            own_trust_domain: settings.own.trust_domain,
-            own_root_namespace: settings.own.root_namespace,
-            discovery: kube::DISCOVERY,
-            pages: None,
-        };
-        return Ok(Source::Kube(kube::start(settings, store).await?));
-    };
-    Ok(Source::Dir(DirSource::start(manifests, DirSettings::default(), store)?))
-}
-
-/// Waits for the first whole world; a signal ends the wait, and with it the agent.
-async fn read_first(source: &Source, interrupt: &mut Signal, terminate: &mut Signal) -> anyhow::Result<()> {
-    tokio::select! {
-        () = source.synced() => Ok(()),
-        _ = interrupt.recv() => anyhow::bail!("told to end before the cluster was read: {}", source.waiting().join("; ")),
-        _ = terminate.recv() => anyhow::bail!("told to end before the cluster was read: {}", source.waiting().join("; ")),
     }
 }
 
