@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mesh_tests::cluster::ApiServer;
+use mesh_tests::ApiServer;
 use parking_lot::Mutex;
 
 pub(crate) struct Gate {

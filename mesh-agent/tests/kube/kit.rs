@@ -9,7 +9,7 @@ use mesh_agent::compile::{Kind, MeshSettings};
 use mesh_agent::model::Workload;
 use mesh_agent::source::kube::{self, KindState, KubeHandle, KubeSettings, KubeStatus};
 use mesh_agent::world::{World, WorldStore};
-use mesh_tests::cluster::ApiServer;
+use mesh_tests::ApiServer;
 
 /// For whatever the API server or the source has to do; both share a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);

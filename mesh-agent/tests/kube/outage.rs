@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mesh_agent::compile::Kind;
 use mesh_agent::source::kube::KindState;
-use mesh_tests::cluster::ApiServer;
+use mesh_tests::ApiServer;
 
 use crate::gate::Gate;
 use crate::kit::{Watching, definition, namespace, peer_authentication, pod, settings};

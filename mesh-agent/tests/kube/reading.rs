@@ -2,7 +2,7 @@
 
 use mesh_agent::compile::Kind;
 use mesh_agent::source::kube::KindState;
-use mesh_tests::cluster::ApiServer;
+use mesh_tests::ApiServer;
 
 use crate::kit::{
     Watching, definition, namespace, peer_authentication, pod, service, set_address, settings, slice,

@@ -1,7 +1,7 @@
 //! The mesh-wide settings: in force from the start, and followed as far as they can be.
 
 use mesh_agent::compile::{Kind, mesh_config};
-use mesh_tests::cluster::ApiServer;
+use mesh_tests::ApiServer;
 
 use crate::kit::{Watching, namespace, pod, settings};
 
