@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kube::CustomResourceExt as _;
+use ::kube::CustomResourceExt as _;
 use mesh_agent::api::istio::security::PeerAuthentication;
 use mesh_agent::compile::{Kind, MeshSettings};
 use mesh_agent::model::Workload;

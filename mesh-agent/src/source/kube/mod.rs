@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::api::istio::mesh::MeshConfig;
 use crate::compile::{self, Context, MeshSettings, Object, Origin};
@@ -108,17 +108,29 @@ pub async fn start(settings: KubeSettings, store: Arc<WorldStore>) -> Result<Kub
     let status = Arc::new(Mutex::new(KubeStatus::new(config.cluster_url.to_string())));
     let (stop, stopped) = watch::channel(());
     let (told, synced) = watch::channel(false);
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(KubeError::Thread)?;
-    let client = {
-        let _inside = runtime.enter();
-        Client::try_from(config).map_err(KubeError::Client)?
-    };
-    let source = Source { client, settings, store, status: Arc::clone(&status), told };
+    let shown = Arc::clone(&status);
+    // The client has tasks of its own: it is made where they shall run.
+    let build = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let (made, client) = oneshot::channel();
     std::thread::Builder::new()
         .name("kubernetes".to_owned())
-        .spawn(move || runtime.block_on(source.run(stopped)))
+        .spawn(move || {
+            let runtime = match build() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(made.send(Err(KubeError::Thread(error)))),
+            };
+            runtime.block_on(async move {
+                let client = match Client::try_from(config) {
+                    Ok(client) => client,
+                    Err(error) => return drop(made.send(Err(KubeError::Client(error)))),
+                };
+                // A receiver that is gone has dropped the handle too, which ends the source.
+                drop(made.send(Ok(())));
+                Source { client, settings, store, status: shown, told }.run(stopped).await;
+            });
+        })
         .map_err(KubeError::Thread)?;
+    client.await.map_err(|_gone| KubeError::Config("the client's thread ended".to_owned()))??;
     Ok(KubeHandle { status, synced, _stop: stop })
 }
 
