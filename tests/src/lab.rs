@@ -5,7 +5,6 @@
 //! namespace, so that any number of labs, in one process or in many, use the same addresses side by side.
 mod address;
 mod pod;
-mod remains;
 
 use std::fs;
 use std::net::IpAddr;
@@ -18,10 +17,10 @@ use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 
 pub use self::pod::{Pod, PodSpec};
-use crate::ip;
 use crate::manifests::Manifests;
 use crate::netns::{self, NetNs};
 use crate::process::{self, Process};
+use crate::{ip, remains};
 
 /// More would not fit the address plan.
 const NODES_MAX: usize = 200;

@@ -18,18 +18,22 @@
 //! ```
 pub mod agent;
 pub mod apps;
+mod cgroups;
 pub mod client;
+pub mod cluster;
 mod ip;
 pub mod lab;
 pub mod leaks;
 pub mod manifests;
 pub mod netns;
 pub mod process;
+mod remains;
 pub mod sniff;
 pub mod wait;
 
 pub use agent::{Agent, AgentSpec};
 pub use apps::App;
+pub use cluster::{ApiServer, Cluster};
 pub use lab::{Lab, Node, Pod, PodSpec};
 pub use manifests::{Manifests, ServiceSpec};
 pub use netns::NetNs;

@@ -94,7 +94,7 @@ pub(crate) fn tail(text: &str, lines: usize) -> &str {
 }
 
 /// When a process started, in clock ticks since boot; with the id it names a process once and for all.
-pub(crate) fn start_time(pid: i32) -> Option<u64> {
+pub fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The program's name stands in parentheses and may hold anything; the 22nd field is the 20th after it.
     let (_, after) = stat.rsplit_once(')')?;
@@ -106,7 +106,7 @@ pub(crate) fn start_time(pid: i32) -> Option<u64> {
 }
 
 /// The ids of the live processes of a lab.
-pub(crate) fn of_lab(lab: &str) -> Vec<i32> {
+pub fn of_lab(lab: &str) -> Vec<i32> {
     let marker = format!("{LAB_VARIABLE}={lab}");
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries

@@ -4,6 +4,7 @@
 //! is missing and what to do about it. It never links the agent: it has to work before the agent can be compiled.
 mod bench;
 mod build_ebpf;
+mod cluster;
 mod command;
 mod demo;
 #[cfg(test)]
@@ -47,6 +48,13 @@ enum Verb {
         #[arg(long)]
         exit: bool,
     },
+    /// Bring up a real Kubernetes cluster of two nodes on this machine: `up`, `down`, `kubectl ...`
+    #[command(disable_help_flag = true)]
+    Cluster {
+        /// `[--name NAME] up|down|kubectl ...`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Lint the workspace and run every test; with FILTER only the tests whose name contains it
     Test {
         /// Part of a test's name, as `cargo test` takes it
@@ -75,6 +83,7 @@ fn main() -> ExitCode {
             setup::ensure(Need::Build).and_then(|tools| build_ebpf::run(&tools.kernel, force))
         }
         Verb::Bench { what, with_envoy, json } => bench::run(what.as_deref(), with_envoy, json),
+        Verb::Cluster { words } => cluster::run(&words),
         Verb::Demo { exit } => demo::run(exit),
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Ci => test::run(None),

@@ -19,9 +19,14 @@ pub(crate) fn tools() -> PathBuf {
     if let Some(dir) = env::var_os("NODEMESH_TOOLS") {
         return PathBuf::from(dir);
     }
+    cache().join("tools")
+}
+
+/// What outlives a clone.
+pub(crate) fn cache() -> PathBuf {
     let cache =
         env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| home().map(|home| home.join(".cache")));
-    cache.unwrap_or_else(|| PathBuf::from("/var/cache")).join("nodemesh/tools")
+    cache.unwrap_or_else(|| PathBuf::from("/var/cache")).join("nodemesh")
 }
 
 pub(crate) fn home() -> Option<PathBuf> {

@@ -2,12 +2,16 @@
 //!
 //! Two ways lead to a working machine. Where a toolchain already has the core library's source and a `bpf-linker`
 //! that reads its bitcode, nothing is installed. On Debian 12 as root the rest comes from Debian's own packages, and
-//! the two Rust tools that Debian lacks are built once, pinned, into a folder outside the clone.
+//! the two Rust tools that Debian lacks are built once, pinned, into a folder outside the clone. So are the parts of
+//! the test cluster, from their Go modules.
 //! Running it again changes nothing. It never starts a service and never touches a toolchain of the user's.
 mod apt;
 pub(crate) mod envoy;
+mod go;
 mod kernel;
+mod kube;
 mod machine;
+mod pip;
 mod tool;
 
 use anyhow::{Context, Result};
@@ -22,6 +26,8 @@ pub(crate) enum Need {
     Build,
     /// Run nodes and pods: root, a fit kernel, and the programs that the lab starts.
     Lab,
+    /// Run a Kubernetes cluster: its components, built where they are missing.
+    Cluster,
     /// Lint: formatter, clippy, cargo-deny.
     Checks,
 }
@@ -36,6 +42,7 @@ pub(crate) fn run() -> Result<()> {
     let tools = ensure(Need::Checks)?;
     println!("kernel programs: {}", tools.kernel.describe());
     println!("own tools:       {}", paths::tools().display());
+    println!("kubernetes:      {}", kube::components().display());
     println!("ready: `cargo xtask test`");
     Ok(())
 }
@@ -48,6 +55,9 @@ pub(crate) fn ensure(need: Need) -> Result<Tools> {
     }
     apt::install_missing(&lab_packages(need))?;
     let kernel = kernel::ensure()?;
+    if need >= Need::Cluster {
+        kube::ensure()?;
+    }
     if need >= Need::Checks {
         components()?;
         tool::ensure(&tool::DENY, &kernel)?;
@@ -74,16 +84,27 @@ fn lab_packages(need: Need) -> Vec<apt::Package> {
     if need < Need::Lab {
         return Vec::new();
     }
-    [
+    let lab = [
         ("ip", "iproute2", "the lab builds its networks with it"),
         ("nginx", "nginx", "a real web server in a pod of the lab"),
         ("curl", "curl", "the demo's client, and yours while it is up"),
         ("tcpdump", "tcpdump", "shows what crosses the link between two nodes"),
-    ]
-    .into_iter()
-    .filter(|(program, _, _)| paths::find_program(program).is_none())
-    .map(|(_, name, why)| apt::Package { name, why })
-    .collect()
+    ];
+    let cluster = [
+        ("etcd", "etcd-server", "the test cluster's API server keeps its objects there"),
+        ("containerd", "containerd", "the container runtime of the test cluster's nodes"),
+        ("runc", "runc", "it starts the containers"),
+        ("/usr/lib/cni/ptp", "containernetworking-plugins", "it gives pods their network"),
+        ("nft", "nftables", "kube-proxy writes its rules with it"),
+        ("conntrack", "conntrack", "kube-proxy forgets stale connections with it"),
+    ];
+    let more = if need >= Need::Cluster { &cluster[..] } else { &[] };
+    lab.iter()
+        .chain(more)
+        // A path that is absolute stands for itself.
+        .filter(|(program, _, _)| paths::find_program(program).is_none())
+        .map(|(_, name, why)| apt::Package { name, why })
+        .collect()
 }
 
 /// The formatter and the linter of the compiler that builds the workspace.

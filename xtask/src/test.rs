@@ -12,7 +12,7 @@ use crate::{build_ebpf, command, paths};
 
 pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     let mut phases = Phases::default();
-    let need = if filter.is_some() { Need::Lab } else { Need::Checks };
+    let need = if filter.is_some() { Need::Cluster } else { Need::Checks };
     if let Some(tools) = phases.run("setup", |_| setup::ensure(need))
         && phases.run("build-ebpf", |_| build_ebpf::run(&tools.kernel, false)).is_some()
     {

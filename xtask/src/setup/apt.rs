@@ -39,12 +39,14 @@ pub(crate) fn install_missing(packages: &[Package]) -> Result<()> {
     }
     command::run(apt().args(["install", "--no-install-recommends", "--yes"]).args(&names))
         .with_context(|| format!("cannot install {list}; check the sources in /etc/apt and the network"))?;
-    if names.contains(&"nginx") {
-        // The package enables its service for the next boot; the lab starts its own.
-        // The helper wants to know for which package it acts; it works without a running systemd too.
-        let mut helper = Command::new("deb-systemd-helper");
-        helper.env("DPKG_MAINTSCRIPT_PACKAGE", "nginx-common").args(["disable", "nginx.service"]);
-        command::run(&mut helper)?;
+    for (package, owner, service) in SERVICES {
+        if names.contains(&package) {
+            // The package enables its service for the next boot; the lab starts its own.
+            // The helper wants to know for which package it acts; it works without a running systemd too.
+            let mut helper = Command::new("deb-systemd-helper");
+            helper.env("DPKG_MAINTSCRIPT_PACKAGE", owner).args(["disable", service]);
+            command::run(&mut helper)?;
+        }
     }
     Ok(())
 }
@@ -55,6 +57,13 @@ fn apt() -> Command {
     command.args(["--quiet", "--option", "DPkg::Lock::Timeout=300", "--option", "Dpkg::Use-Pty=0"]);
     command
 }
+
+/// Packages that come with a service, the package that owns it, and its name.
+const SERVICES: [(&str, &str, &str); 3] = [
+    ("nginx", "nginx-common", "nginx.service"),
+    ("etcd-server", "etcd-server", "etcd.service"),
+    ("containerd", "containerd", "containerd.service"),
+];
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 const SAVED: &str = "/usr/sbin/policy-rc.d.before-nodemesh";

@@ -1,8 +1,9 @@
-//! What a lab leaves in the machine, and its removal: at the end of the lab, or by the next lab after a kill.
+//! What a lab or a cluster leaves in the machine, and its removal: at its end, or by the next one after a kill.
 //!
-//! Each lab has a folder that names its owner by process id and start time. Everything else of the lab (namespaces,
-//! pins, processes) carries the lab's name, so that the folder alone is enough to remove it all.
+//! Each has a folder that names its owner by process id and start time. Everything else of it (namespaces, pins,
+//! processes, cgroups, a second folder for bulk) carries its name, so that the folder alone is enough to remove it all.
 use std::fs::{self, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Once;
@@ -10,26 +11,29 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
-use crate::netns;
 use crate::process::{end_all, start_time};
+use crate::{cgroups, netns};
 
 /// Folders of all labs.
 const LABS: &str = "/run/nodemesh-lab";
+/// What clusters keep on a disk: images and layers are too much for a `/run` that is memory, and overlayfs wants a
+/// plain file system below it.
+const BULK: &str = "/var/lib/nodemesh-lab";
 /// Pin folders of all labs' agents begin like this.
-pub(super) const PINS_PREFIX: &str = "/sys/fs/bpf/nodemesh-lab-";
+pub(crate) const PINS_PREFIX: &str = "/sys/fs/bpf/nodemesh-lab-";
 
 static SWEPT: Once = Once::new();
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// The claim of one lab on its name.
-pub(super) struct Remains {
+pub(crate) struct Remains {
     name: String,
     cleared: bool,
 }
 
 impl Remains {
     /// A name that no other lab has, with a folder that says whose it is.
-    pub(super) fn claim() -> Result<Self> {
+    pub(crate) fn claim() -> Result<Self> {
         let pid = process::id();
         let started = start_time(pid.cast_signed()).context("cannot read /proc/self")?;
         let name = format!("nm{pid}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -39,15 +43,27 @@ impl Remains {
         Ok(Self { name, cleared: false })
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    pub(super) fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         Path::new(LABS).join(&self.name)
     }
 
-    pub(super) fn clear(&mut self) {
+    /// A folder on a disk, made when it is asked for.
+    pub(crate) fn bulk_dir(&self) -> Result<PathBuf> {
+        let dir = Path::new(BULK).join(&self.name);
+        // What is in it runs as root: nobody else may look or write.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(dir)
+    }
+
+    pub(crate) fn clear(&mut self) {
         if !self.cleared {
             self.cleared = true;
             remove(&self.name);
@@ -63,7 +79,7 @@ impl Drop for Remains {
 }
 
 /// Once per process: prepares `/run/netns` and removes labs whose owner is gone.
-pub(super) fn sweep() -> Result<()> {
+pub(crate) fn sweep() -> Result<()> {
     let mut done = Ok(());
     SWEPT.call_once(|| done = sweep_now());
     done
@@ -103,8 +119,12 @@ fn remove(name: &str) {
     for namespace in netns::named(&format!("{name}-")) {
         complain(name, &namespace, netns::remove(&namespace));
     }
-    let dir = Path::new(LABS).join(name);
-    complain(name, &dir.display().to_string(), fs::remove_dir_all(&dir));
+    for dir in cgroups::below_each_hierarchy(name) {
+        complain(name, &dir.display().to_string(), cgroups::remove(&dir));
+    }
+    for dir in [Path::new(BULK).join(name), Path::new(LABS).join(name)] {
+        complain(name, &dir.display().to_string(), fs::remove_dir_all(&dir));
+    }
 }
 
 fn pin_dirs(name: &str) -> Vec<PathBuf> {

@@ -1,0 +1,141 @@
+//! The components of the test cluster that no distribution carries: built once from their Go modules, pinned with
+//! checksums under `tests/kube/`, into a folder outside the clone that is named after the version.
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::go;
+use crate::{command, paths};
+
+/// What one module gives.
+struct Module {
+    /// Below `tests/kube`.
+    dir: &'static str,
+    path: &'static str,
+    programs: &'static [&'static str],
+    /// Where it goes, below the folder of components; `{}` is the version.
+    folder: &'static str,
+    why: &'static str,
+    takes: &'static str,
+}
+
+const MODULES: [Module; 2] = [
+    Module {
+        dir: "kubernetes",
+        path: "k8s.io/kubernetes",
+        programs: &[
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-proxy",
+            "kube-scheduler",
+            "kubectl",
+            "kubelet",
+        ],
+        folder: "{}",
+        why: "the test cluster runs it",
+        takes: "about eight minutes on two processors, once",
+    },
+    Module {
+        dir: "coredns",
+        path: "github.com/coredns/coredns",
+        programs: &["coredns"],
+        folder: "coredns-{}",
+        why: "the test cluster's DNS",
+        takes: "about two minutes",
+    },
+];
+
+/// Builds what is not there.
+pub(crate) fn ensure() -> Result<()> {
+    for module in &MODULES {
+        let version = module.version()?;
+        let dir = components().join(module.folder.replace("{}", &version));
+        if module.programs.iter().all(|program| dir.join(program).is_file() || assets_have(program)) {
+            continue;
+        }
+        let go = go::ensure()?;
+        eprintln!("setup: building {} {version}: {} ({})", module.path, module.why, module.takes);
+        module.build(&go, &version, &dir)?;
+    }
+    Ok(())
+}
+
+/// As the fixture in `tests/` looks for them.
+pub(crate) fn components() -> PathBuf {
+    if let Some(dir) = env::var_os("NODEMESH_KUBE") {
+        return PathBuf::from(dir);
+    }
+    paths::cache().join("kube")
+}
+
+/// `KUBEBUILDER_ASSETS` is where users of controller-runtime keep them; the fixture checks the version.
+fn assets_have(program: &str) -> bool {
+    env::var_os("KUBEBUILDER_ASSETS").is_some_and(|dir| Path::new(&dir).join(program).is_file())
+}
+
+impl Module {
+    fn source(&self) -> PathBuf {
+        paths::root().join("tests/kube").join(self.dir)
+    }
+
+    /// What its go.mod pins.
+    fn version(&self) -> Result<String> {
+        let path = self.source().join("go.mod");
+        let pins = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let version = pinned(&pins, self.path);
+        version.map(str::to_owned).with_context(|| format!("{} does not pin {}", path.display(), self.path))
+    }
+
+    /// Into a folder of another name first: one that has the right name is whole.
+    fn build(&self, go: &Path, version: &str, dir: &Path) -> Result<()> {
+        let partial = dir.with_extension("partial");
+        fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
+        for (number, program) in (1..).zip(self.programs) {
+            eprintln!("setup:   {program} ({number} of {})", self.programs.len());
+            let mut build = Command::new(go);
+            build.current_dir(self.source()).env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local");
+            // Not a user's workspace or flags: what is built is what the pins say.
+            build.env("GOWORK", "off").env("GOFLAGS", "");
+            build.args(["build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags"]);
+            build.arg(link_flags(version)).arg("-o").arg(partial.join(program));
+            build.arg(self.package(program));
+            command::run(&mut build).with_context(|| {
+                format!(
+                    "cannot build {program}; it needs about 4 GiB of disk and the Go module proxy (GOPROXY)"
+                )
+            })?;
+        }
+        if dir.exists() {
+            fs::remove_dir_all(dir).with_context(|| format!("cannot replace {}", dir.display()))?;
+        }
+        fs::rename(&partial, dir).with_context(|| format!("cannot move components to {}", dir.display()))?;
+        if !dir.join(self.programs[0]).is_file() {
+            bail!("the build of {} left nothing in {}", self.path, dir.display());
+        }
+        Ok(())
+    }
+
+    fn package(&self, program: &str) -> String {
+        if self.programs.len() == 1 { self.path.to_owned() } else { format!("{}/cmd/{program}", self.path) }
+    }
+}
+
+/// Kubernetes' programs refuse each other, or say v0.0.0, without a version stamped in.
+fn link_flags(version: &str) -> String {
+    let mut parts = version.trim_start_matches('v').split('.');
+    let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let stamp = |name: &str, value: &str| format!(" -X k8s.io/component-base/version.{name}={value}");
+    format!("-s -w{}{}{}", stamp("gitVersion", version), stamp("gitMajor", major), stamp("gitMinor", minor))
+}
+
+fn pinned<'a>(pins: &'a str, module: &str) -> Option<&'a str> {
+    let words: Vec<&str> = pins.split_whitespace().collect();
+    let pairs = words.windows(2);
+    pairs.filter(|pair| pair[0] == module).map(|pair| pair[1]).find(|next| next.starts_with('v'))
+}
+
+#[cfg(test)]
+mod tests;
