@@ -7,6 +7,7 @@ mod drain;
 mod flows;
 mod judge;
 mod leave;
+mod origin;
 mod pods;
 mod servers;
 mod succession;
@@ -20,19 +21,20 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use self::flows::Flows;
+use self::origin::{read_first, start_source};
 use self::pods::Pods;
 use self::servers::Servers;
 use self::succession::Succession;
 use self::view::NodeView;
 use crate::admin::State;
-use crate::capture::{Capture, CaptureConfig, CaptureError, CaptureHandle, Event};
-use crate::compile::MeshSettings;
+use crate::capture::{Capture, CaptureConfig, CaptureError, CaptureHandle, Event, PodNamespaces};
+use crate::compile::{MeshSettings, mesh_config};
 use crate::config::{CaSettings, Settings};
 use crate::identity::{Ca, CaService, CertManager, CertSettings, DirCa, SystemClock};
 use crate::observe::{AccessLog, ConnectionTable, Limit, Metrics, logging};
 use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_NODE, TUNNELS_PER_NODE_MAX, TunnelBudgets};
 use crate::proxy::worker::{Shared, WorkerHandle};
-use crate::source::dir::{DirSettings, DirSource};
+use crate::source::Source;
 use crate::world::{World, WorldStore};
 
 /// Verdicts the kernel holds at once.
@@ -94,7 +96,9 @@ struct Agent {
     view: Arc<NodeView>,
     stop_certs: watch::Sender<bool>,
     certs_task: tokio::task::JoinHandle<()>,
-    heartbeat: tokio::task::JoinHandle<()>,
+    /// Begins when the pods are served: until then no agent lives for them.
+    heartbeat: Option<tokio::task::JoinHandle<()>>,
+    source: Arc<Source>,
     /// What was to be done failed or had to wait: the next tick does it.
     behind: bool,
     interrupt: Signal,
@@ -103,21 +107,25 @@ struct Agent {
 
 impl Agent {
     async fn start(settings: Settings, dropped_lines: Arc<AtomicU64>) -> anyhow::Result<Self> {
-        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         Capture::check_node()?;
-        // The predecessor first: whatever fails below, it has not been told to stop yet.
         let metrics = Metrics::new();
         metrics.watch_log(dropped_lines);
-        let mut succession = Succession::begin(&settings, metrics.hits()).await?;
         let mesh = MeshSettings {
             trust_domain: settings.trust_domain.as_str().into(),
             cluster_domain: settings.cluster_domain.as_str().into(),
             root_namespace: settings.root_namespace.as_str().into(),
             denied: Arc::default(),
         };
-        let store = Arc::new(WorldStore::new(World::new(mesh)));
-        let watching = DirSettings { hits: metrics.hits(), ..DirSettings::default() };
-        let source = DirSource::start(&settings.manifests, watching, Arc::clone(&store))?;
+        let store = Arc::new(WorldStore::new(World::new(mesh.clone())));
+        let source = Arc::new(start_source(&settings, mesh, &store, metrics.hits()).await?);
+        if !source.is_synced() && Succession::somebody_there(&settings).await {
+            // A predecessor that handed over enrols nobody until this agent is ready.
+            read_first(&source, &mut interrupt, &mut terminate).await?;
+        }
+        // The predecessor first: whatever fails below, it has not been told to stop yet.
+        let mut succession = Succession::begin(&settings, metrics.hits()).await?;
         let ca = match &settings.ca {
             CaSettings::Dir(dir) => Ca::Dir(Arc::new(DirCa::open(dir)?)),
             CaSettings::Service(service) => {
@@ -156,10 +164,16 @@ impl Agent {
         let workers = (0..settings.workers)
             .map(|index| WorkerHandle::start(index, Arc::clone(&shared)))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let view = NodeView::new(&settings, Arc::clone(&shared), source);
+        let view = NodeView::new(&settings, Arc::clone(&shared), Arc::clone(&source));
         let mut agent = Self {
-            pods: Pods::new(succession.adopted(), succession.frozen(), metrics.hits()),
-            heartbeat: tokio::spawn(heartbeat(shared.capture.clone())),
+            pods: Pods::new(
+                succession.adopted(),
+                succession.frozen(),
+                PodNamespaces::new(settings.proc_dir.clone()),
+                metrics.hits(),
+            ),
+            heartbeat: None,
+            source,
             servers: Servers::default(),
             settings,
             shared,
@@ -192,6 +206,10 @@ impl Agent {
             // A port that is taken is found out before any pod is captured, and "starting" is a true answer.
             self.servers.start(&self.settings, &self.view, planned).await?;
         }
+        // What an agent before has captured goes directly meanwhile, or waits if it is fail closed.
+        read_first(&self.source, &mut self.interrupt, &mut self.terminate).await?;
+        self.heartbeat = Some(tokio::spawn(heartbeat(self.shared.capture.clone())));
+        self.shared.capture.heartbeat()?;
         self.reconcile().await?;
         let late = self.succession.ready().await;
         if !late.is_empty() {
@@ -271,7 +289,7 @@ impl Agent {
         }
         if self.behind || self.pods.any_vanished() {
             self.catch_up().await?;
-        } else if !self.pods.pending.is_empty() {
+        } else if self.pods.is_due(&self.shared.store.load(), &self.shared.node) {
             self.reconcile().await?;
         }
         self.succession.mend_holder(&self.pods).await;
@@ -281,10 +299,18 @@ impl Agent {
     /// Makes the current snapshot hold for everything.
     async fn catch_up(&mut self) -> anyhow::Result<()> {
         self.behind = false;
+        self.follow_settings();
         self.reconcile().await?;
         judge::cut_forbidden(&self.shared);
         self.judge_flows();
         Ok(())
+    }
+
+    /// Puts the mesh-wide settings in force that hold for the agent itself.
+    fn follow_settings(&self) {
+        let wanted = mesh_config::access_log(&self.shared.store.load().config);
+        let on = wanted.filter(|_| !self.settings.own.access_log).unwrap_or(self.settings.access_log);
+        self.shared.connections.set_access_log(on);
     }
 
     /// Brings pods, verdicts and the holder in line with the current snapshot.
@@ -378,7 +404,9 @@ impl Agent {
         if end == End::Kept {
             end = self.serve_on().await;
         }
-        self.heartbeat.abort();
+        if let Some(heartbeat) = &self.heartbeat {
+            heartbeat.abort();
+        }
         self.view.set_state(State::Draining);
         tracing::info!(?end, connections = self.shared.connections.len(), "draining");
         if end == End::Signal {

@@ -22,6 +22,8 @@ pub const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/nodemesh";
 pub const DEFAULT_METRICS: &str = "127.0.0.1:15020";
 /// The kubelet asks on the node's address.
 pub const DEFAULT_READINESS: &str = "0.0.0.0:15021";
+/// With `hostPID` the pod's own is the host's.
+pub const DEFAULT_PROC_DIR: &str = "/proc";
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 pub const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
 pub const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
@@ -59,7 +61,13 @@ pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;
 pub struct Settings {
     /// This node's name, as in the pods' `spec.nodeName`.
     pub node: String,
-    pub manifests: PathBuf,
+    /// A directory as the source; none = Kubernetes.
+    pub manifests: Option<PathBuf>,
+    /// None = the pod's own account, else the usual kubeconfig.
+    pub kubeconfig: Option<PathBuf>,
+    pub context: Option<String>,
+    /// Where the processes of the node's pods are found.
+    pub proc_dir: PathBuf,
     pub ca: CaSettings,
     pub admin_socket: PathBuf,
     pub metrics: SocketAddr,
@@ -80,6 +88,16 @@ pub struct Settings {
     pub access_log: bool,
     pub drain_deadline: Duration,
     pub cert_lifetime: Duration,
+    /// Which of the settings that the mesh has too were given to this agent: they beat the mesh's.
+    pub own: OwnSettings,
+}
+
+/// See [`Settings::own`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnSettings {
+    pub trust_domain: bool,
+    pub root_namespace: bool,
+    pub access_log: bool,
 }
 
 /// Which certificate authority signs for this node's pods.
@@ -105,6 +123,15 @@ pub struct RunArgs {
     /// Directory of manifests (Pods, Services, policies, ...), reloaded on change
     #[arg(long, env = "NODEMESH_MANIFESTS", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
+    /// Kubeconfig of the cluster that is the source [default: the pod's own account, else as kubectl]
+    #[arg(long, env = "NODEMESH_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long, env = "NODEMESH_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+    /// Where the processes of the node's pods are found [default: /proc]
+    #[arg(long, env = "NODEMESH_PROC_DIR", value_name = "DIR")]
+    pub proc_dir: Option<PathBuf>,
     /// Directory of the development certificate authority, made on first use
     #[arg(long, env = "NODEMESH_CA_DIR", value_name = "DIR")]
     pub ca_dir: Option<PathBuf>,
@@ -302,6 +329,9 @@ impl RunArgs {
             config: self.config.or(lower.config),
             node: self.node.or(lower.node),
             manifests: self.manifests.or(lower.manifests),
+            kubeconfig: self.kubeconfig.or(lower.kubeconfig),
+            context: self.context.or(lower.context),
+            proc_dir: self.proc_dir.or(lower.proc_dir),
             ca_dir: self.ca_dir.or(lower.ca_dir),
             ca_address: self.ca_address.or(lower.ca_address),
             ca_root: self.ca_root.or(lower.ca_root),
@@ -329,9 +359,18 @@ impl RunArgs {
     fn complete(self) -> Result<Settings, ConfigError> {
         let text = |value: Option<String>, default: &str| value.unwrap_or_else(|| default.to_owned());
         let path = |value: Option<PathBuf>, default: &str| value.unwrap_or_else(|| default.into());
+        let own = OwnSettings {
+            trust_domain: self.trust_domain.is_some(),
+            root_namespace: self.root_namespace.is_some(),
+            access_log: self.access_log.is_some(),
+        };
         let settings = Settings {
+            own,
             node: required("node", self.node)?,
-            manifests: required("manifests", self.manifests)?,
+            manifests: self.manifests,
+            kubeconfig: self.kubeconfig,
+            context: self.context,
+            proc_dir: path(self.proc_dir, DEFAULT_PROC_DIR),
             ca: match self.ca_dir {
                 Some(dir) => CaSettings::Dir(dir),
                 None => CaSettings::Service(ServiceSettings {
@@ -373,13 +412,7 @@ impl Settings {
             problem: error.to_string(),
             remedy: "all agents of a mesh need the same one",
         })?;
-        if !self.manifests.is_dir() {
-            return invalid(
-                "manifests",
-                format!("{} is not a directory", self.manifests.display()),
-                "make it, or name the one that holds the manifests",
-            );
-        }
+        self.check_source()?;
         if self.admin_socket.as_os_str().len() > SOCKET_PATH_MAX_BYTES {
             let problem =
                 format!("longer than the {SOCKET_PATH_MAX_BYTES} bytes a Unix socket's name may have");
@@ -407,6 +440,44 @@ impl Settings {
         )?;
         let (low, high) = (Span(CERT_LIFETIME_MIN), Span(CERT_LIFETIME_MAX));
         check_range("cert-lifetime", Span(self.cert_lifetime), low, high, "use e.g. 24h")
+    }
+}
+
+impl Settings {
+    /// One source only: two would contradict each other about who exists.
+    fn check_source(&self) -> Result<(), ConfigError> {
+        if let Some(manifests) = &self.manifests {
+            for (field, given) in
+                [("kubeconfig", self.kubeconfig.is_some()), ("context", self.context.is_some())]
+            {
+                if given {
+                    let problem =
+                        "is for Kubernetes as the source, and manifests makes a directory the source"
+                            .to_owned();
+                    return invalid(field, problem, "leave out one of the two");
+                }
+            }
+            if !manifests.is_dir() {
+                return invalid(
+                    "manifests",
+                    format!("{} is not a directory", manifests.display()),
+                    "make it, or name the one that holds the manifests",
+                );
+            }
+        }
+        if let Some(file) = self.kubeconfig.as_ref().filter(|file| !file.is_file()) {
+            let problem = format!("{} is not a file", file.display());
+            return invalid("kubeconfig", problem, "name a kubeconfig, or leave it out inside a cluster");
+        }
+        if !self.proc_dir.join("self").exists() {
+            let problem = format!("{} is no proc file system", self.proc_dir.display());
+            return invalid(
+                "proc-dir",
+                problem,
+                "mount the host's, or leave it out where the host's is /proc",
+            );
+        }
+        Ok(())
     }
 }
 

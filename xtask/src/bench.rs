@@ -9,6 +9,9 @@ use crate::setup::{self, Need, envoy};
 use crate::{build_ebpf, command};
 
 pub(crate) fn run(what: Option<&str>, with_envoy: bool, json: bool) -> Result<()> {
+    if what == Some("scale") {
+        return scale(json);
+    }
     // What is printed to standard output is the result; with --json nothing else may be there.
     eprintln!("==> setup");
     let tools = setup::ensure(Need::Lab)?;
@@ -30,4 +33,15 @@ pub(crate) fn run(what: Option<&str>, with_envoy: bool, json: bool) -> Result<()
         bench.arg("--json");
     }
     Err(bench.exec()).context("cannot start mesh-bench, which cargo has just built")
+}
+
+/// What a cluster's size costs the agent: no lab is needed.
+fn scale(json: bool) -> Result<()> {
+    eprintln!("==> bench scale (builds the agent as it is shipped: many minutes the first time)");
+    let mut bench = command::cargo();
+    bench.args(["bench", "--locked", "-p", "mesh-agent", "--bench", "scale"]);
+    if json {
+        bench.args(["--", "--json"]);
+    }
+    command::run(&mut bench)
 }

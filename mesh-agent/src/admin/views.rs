@@ -91,6 +91,19 @@ pub struct Status {
     /// Live connections by path.
     pub connections: BTreeMap<Path, u64>,
     pub limits: Vec<LimitView>,
+    /// The mesh-wide settings, as they are written, and whether they are in force.
+    #[serde(default)]
+    pub settings: Vec<SettingView>,
+}
+
+/// One field of Istio's `meshConfig`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingView {
+    pub field: String,
+    pub value: String,
+    pub in_force: bool,
+    /// Why it is not.
+    pub note: Option<String>,
 }
 
 /// State of the kernel side.
@@ -113,7 +126,26 @@ pub struct SourceView {
     pub loaded: Timestamp,
     /// Since when the last good state is kept because the source cannot be used.
     pub stale_since: Option<Timestamp>,
+    #[serde(default)]
+    pub stale_seconds: u64,
+    /// Each kind of object, where the source is a cluster.
+    #[serde(default)]
+    pub kinds: Vec<KindView>,
     pub diagnostics: Vec<DiagnosticView>,
+}
+
+/// How the source is doing with one kind of object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KindView {
+    /// `peerauthentications.security.istio.io`.
+    pub resource: String,
+    /// The served version that is read.
+    pub version: Option<String>,
+    /// `starting`, `current`, `not installed` or `failing`.
+    pub state: String,
+    pub objects: usize,
+    pub problem: Option<String>,
+    pub remedy: Option<String>,
 }
 
 /// How bad a diagnostic is.

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use super::succession::{Adopted, Frozen};
 use crate::capture::handover::ListenerSet;
-use crate::capture::{Capture, CaptureError, Enrolled, PodAttachment, WorkerListeners};
+use crate::capture::{
+    Capture, CaptureError, Enrolled, Namespace, PodAttachment, PodNamespaces, Wanted, WorkerListeners,
+};
 use crate::model::{Hits, Identity, MtlsMode, Workload, WorkloadId};
 use crate::net::netns::NetNs;
 use crate::observe::ConnectionTable;
@@ -73,6 +75,10 @@ pub(super) struct Changes {
 pub(super) struct Pods {
     pub(super) attached: BTreeMap<WorkloadId, Attached>,
     pub(super) pending: BTreeMap<WorkloadId, Pending>,
+    /// Where the pods' namespaces are that no annotation names.
+    pub(super) namespaces: PodNamespaces,
+    /// What of them the last reconciliation has seen.
+    reconciled: u64,
     /// Withdrawn pods that still have relayed connections.
     leaving: HashSet<WorkloadId>,
     /// Listeners that a former agent left and nobody has claimed yet.
@@ -84,9 +90,28 @@ pub(super) struct Pods {
 
 impl Pods {
     /// No pods yet; `adopted` listeners are used for the pods that they belong to.
-    pub(super) fn new(adopted: Adopted, frozen: Frozen, hits: Hits) -> Self {
-        let (attached, pending, leaving) = (BTreeMap::new(), BTreeMap::new(), HashSet::new());
-        Self { attached, pending, leaving, adopted, frozen, hits }
+    pub(super) fn new(adopted: Adopted, frozen: Frozen, namespaces: PodNamespaces, hits: Hits) -> Self {
+        Self {
+            attached: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            namespaces,
+            reconciled: 0,
+            leaving: HashSet::new(),
+            adopted,
+            frozen,
+            hits,
+        }
+    }
+
+    /// Whether there is something to reconcile though the world is the same: a pod that is to be tried again, or a
+    /// namespace that was found.
+    pub(super) fn is_due(&mut self, world: &World, node: &str) -> bool {
+        let now = Instant::now();
+        if self.namespaces.is_due(now) {
+            let local: Vec<&Arc<Workload>> = enrolled(world, node).collect();
+            self.namespaces.update(&to_find(&local), now);
+        }
+        !self.pending.is_empty() || self.namespaces.changes() != self.reconciled
     }
 
     /// Further listeners of a predecessor; pods that waited for them are tried at once.
@@ -119,10 +144,14 @@ impl Pods {
         shared: &Shared,
         workers: &[WorkerHandle],
     ) -> anyhow::Result<Changes> {
-        let wanted: BTreeMap<WorkloadId, PodAttachment> = world
-            .workloads()
-            .filter(|workload| *workload.node == *shared.node && workload.enrolled)
-            .filter_map(|workload| Some((workload.id.clone(), attachment(world, workload)?)))
+        let local: Vec<&Arc<Workload>> = enrolled(world, &shared.node).collect();
+        self.namespaces.update(&to_find(&local), Instant::now());
+        self.reconciled = self.namespaces.changes();
+        let wanted: BTreeMap<WorkloadId, PodAttachment> = local
+            .into_iter()
+            .filter_map(|workload| {
+                Some((workload.id.clone(), attachment(world, workload, &self.namespaces)?))
+            })
             .collect();
         let mut changes = Changes::default();
         let mut ready = Vec::new();
@@ -174,8 +203,13 @@ impl Pods {
 
     /// Withdraws the pods that an agent before had enrolled and that left the mesh while none was there.
     pub(super) fn disown(&mut self, world: &World, node: &str, capture: &mut Capture) {
-        let outside = world.workloads().filter(|workload| *workload.node == *node && !workload.enrolled);
-        for attachment in outside.filter_map(|workload| attachment(world, workload)) {
+        let outside = world.workloads_on(node).filter(|workload| !workload.enrolled);
+        let outside: Vec<&Arc<Workload>> =
+            outside.filter(|workload| !workload.host_network && !workload.ended).collect();
+        let mut namespaces = self.namespaces.another();
+        namespaces.update(&to_find(&outside), Instant::now());
+        let found = outside.into_iter().filter_map(|workload| attachment(world, workload, &namespaces));
+        for attachment in found {
             match capture.disown(&attachment) {
                 Ok(false) => {}
                 Ok(true) => {
@@ -313,7 +347,7 @@ impl Pods {
         attachment: &PodAttachment,
         capture: &mut Capture,
     ) -> Result<Enrolled, CaptureError> {
-        let left = NetNs::open(&attachment.netns).ok().map(|netns| (id.to_string(), netns.cookie()));
+        let left = attachment.netns.open().ok().map(|netns| (id.to_string(), netns.cookie()));
         let adopted = left.and_then(|key| self.adopted.remove(&key)).and_then(worker_listeners);
         capture.enrol_with(attachment, adopted)
     }
@@ -373,18 +407,41 @@ impl Pods {
 }
 
 /// What capture must know of a pod; none while it has no namespace or address.
-fn attachment(world: &World, workload: &Workload) -> Option<PodAttachment> {
-    let netns = workload.netns.clone()?;
-    if workload.addresses.is_empty() {
+fn attachment(world: &World, workload: &Workload, namespaces: &PodNamespaces) -> Option<PodAttachment> {
+    let (netns, addresses) = match &workload.netns {
+        Some(path) => (Namespace::from(path.clone()), workload.addresses.clone()),
+        None => namespaces.get(&workload.id, &workload.addresses)?,
+    };
+    if addresses.is_empty() {
         return None;
     }
     Some(PodAttachment {
         id: workload.id.clone(),
         netns,
-        addresses: workload.addresses.clone(),
+        addresses,
         // STRICT promises that no unauthenticated byte arrives, also while no agent runs.
         fail_closed: world.mtls_mode(workload, 0).0 == MtlsMode::Strict,
     })
+}
+
+/// The pods of a node that belong into the mesh.
+fn enrolled<'a>(world: &'a World, node: &str) -> impl Iterator<Item = &'a Arc<Workload>> {
+    world.workloads_on(node).filter(|workload| workload.enrolled)
+}
+
+/// The pods among these whose namespaces no annotation names. They have UIDs: an API server gave them one.
+fn to_find<'a>(workloads: &[&'a Arc<Workload>]) -> Vec<Wanted<'a>> {
+    let unnamed = workloads.iter().filter(|workload| workload.netns.is_none());
+    unnamed
+        .filter_map(|workload| {
+            Some(Wanted {
+                id: &workload.id,
+                uid: workload.uid()?,
+                containers: &workload.containers,
+                addresses: &workload.addresses,
+            })
+        })
+        .collect()
 }
 
 /// Whether the pod must be attached anew: another namespace or other addresses.

@@ -70,6 +70,11 @@ fn handover_path(settings: &Settings) -> PathBuf {
 }
 
 impl Succession {
+    /// Whether an agent is at work that would hand over; nothing is asked of it.
+    pub(super) async fn somebody_there(settings: &Settings) -> bool {
+        Predecessor::connect(&handover_path(settings)).await.is_ok()
+    }
+
     /// Asks the predecessor, or else the holder, for the listeners.
     pub(super) async fn begin(settings: &Settings, hits: Hits) -> Result<Self, HandoverError> {
         let mut this = Self {

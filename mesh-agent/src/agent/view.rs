@@ -19,12 +19,13 @@ use crate::admin::{
     LimitView, PolicyView, ServiceView, SourceView, State, Status, WorkloadCounts, WorkloadView,
 };
 use crate::capture::{ClosedFlow, LiveFlow};
+use crate::compile::mesh_config;
 use crate::config::Settings;
 use crate::model::{Reason, WorkloadId};
 use crate::observe::{BypassedFlow, ConnMeta, DecisionId, Direction, Limit, Metrics, Party, Path, Probe};
 use crate::proxy::limits;
 use crate::proxy::worker::Shared;
-use crate::source::dir::DirHandle;
+use crate::source::Source;
 
 /// Cut flows whose end the kernel has not reported yet.
 const CUT_FLOWS_MAX: usize = 4096;
@@ -40,7 +41,7 @@ pub(super) struct PodState {
 pub(super) struct NodeView {
     settings: Settings,
     shared: Arc<Shared>,
-    source: DirHandle,
+    pub(super) source: Arc<Source>,
     started: SystemTime,
     state: AtomicU8,
     pods: RwLock<BTreeMap<WorkloadId, PodState>>,
@@ -50,7 +51,7 @@ pub(super) struct NodeView {
 }
 
 impl NodeView {
-    pub(super) fn new(settings: &Settings, shared: Arc<Shared>, source: DirHandle) -> Arc<Self> {
+    pub(super) fn new(settings: &Settings, shared: Arc<Shared>, source: Arc<Source>) -> Arc<Self> {
         let view = Arc::new(Self {
             settings: settings.clone(),
             shared,
@@ -93,7 +94,11 @@ impl NodeView {
         let pending = pods.pending.iter().map(|(id, pending)| {
             (id.clone(), PodState { cookie: None, problem: Some(pending.error.clone()) })
         });
-        *self.pods.write() = attached.chain(pending).collect();
+        let lost = pods
+            .namespaces
+            .lost()
+            .map(|(id, problem)| (id.clone(), PodState { cookie: None, problem: Some(problem) }));
+        *self.pods.write() = attached.chain(pending).chain(lost).collect();
         self.backlogs.update(&pods.sets());
     }
 
@@ -147,15 +152,15 @@ impl NodeView {
     fn probe(&self) -> Probe {
         self.backlogs.count(&self.metrics().hits());
         let world = self.shared.store.load();
-        let source = self.source.status();
         let seconds =
             |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let stale = source.stale_since.and_then(|since| since.elapsed().ok()).unwrap_or(Duration::ZERO);
+        let stale =
+            self.source.stale_since().and_then(|since| since.elapsed().ok()).unwrap_or(Duration::ZERO);
         Probe {
             world_version: world.version,
             world_stale_seconds: stale.as_secs_f64(),
-            workloads: world.workloads().count() as u64,
-            services: world.services().count() as u64,
+            workloads: world.workload_count() as u64,
+            services: world.service_count() as u64,
             enrolled: self.pods.read().values().filter(|pod| pod.cookie.is_some()).count() as u64,
             kernel: self.shared.capture.counters().unwrap_or_default(),
             certificates: (self.shared.certs.list().into_iter())
@@ -193,13 +198,16 @@ impl NodeView {
     }
 
     fn source_view(&self) -> SourceView {
-        let status = self.source.status();
         let world = self.shared.store.load();
+        let stale_since = self.source.stale_since();
+        let stale = stale_since.and_then(|since| since.elapsed().ok());
         SourceView {
-            from: format!("directory {}", self.settings.manifests.display()),
+            from: self.source.describe(),
             world_version: world.version,
-            loaded: status.last_load.into(),
-            stale_since: status.stale_since.map(Into::into),
+            loaded: self.source.last_load().into(),
+            stale_since: stale_since.map(Into::into),
+            stale_seconds: stale.map_or(0, |stale| stale.as_secs()),
+            kinds: self.source.kinds().into_iter().map(rows::kind).collect(),
             diagnostics: world.diagnostics().iter().map(rows::diagnostic).collect(),
         }
     }
@@ -213,7 +221,6 @@ impl AdminSource for NodeView {
             *connections.entry(conn.path).or_default() += 1;
         }
         let certs = self.shared.certs.list();
-        let local = |workload: &&Arc<crate::model::Workload>| *workload.node == *self.shared.node;
         Status {
             instance: self.settings.instance.clone(),
             node: self.settings.node.clone(),
@@ -222,7 +229,7 @@ impl AdminSource for NodeView {
             missing: self.missing(),
             pid: std::process::id(),
             started: self.started.into(),
-            trust_domain: self.settings.trust_domain.clone(),
+            trust_domain: world.mesh.trust_domain.to_string(),
             workers: self.settings.workers,
             capture: CaptureView {
                 attached: true,
@@ -232,11 +239,11 @@ impl AdminSource for NodeView {
             },
             source: self.source_view(),
             workloads: WorkloadCounts {
-                known: world.workloads().count(),
-                local: world.workloads().filter(local).count(),
+                known: world.workload_count(),
+                local: world.workloads_on(&self.shared.node).count(),
                 enrolled: self.pods.read().values().filter(|pod| pod.cookie.is_some()).count(),
             },
-            services: world.services().count(),
+            services: world.service_count(),
             policies: world.all_authz().count() + world.all_peer_auths().count(),
             certificates: CertCounts {
                 valid: certs.iter().filter(|cert| cert.state == crate::identity::CertState::Valid).count(),
@@ -244,6 +251,10 @@ impl AdminSource for NodeView {
             },
             connections,
             limits: self.limits(),
+            settings: mesh_config::settings(&world.config, &world.mesh)
+                .into_iter()
+                .map(rows::setting)
+                .collect(),
         }
     }
 
@@ -286,7 +297,12 @@ impl AdminSource for NodeView {
     fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
         match self.state() {
-            State::Starting => missing.push("the agent is starting".to_owned()),
+            State::Starting => {
+                missing.extend(self.source.waiting());
+                if missing.is_empty() {
+                    missing.push("the agent is starting".to_owned());
+                }
+            }
             State::Draining => missing.push("the agent is draining".to_owned()),
             State::Ready => {}
         }

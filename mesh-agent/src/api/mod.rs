@@ -5,5 +5,5 @@
 pub mod istio;
 pub mod names;
 
-pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+pub use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
 pub use k8s_openapi::api::discovery::v1::EndpointSlice;

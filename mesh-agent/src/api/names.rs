@@ -15,6 +15,14 @@ pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// On a Pod of a Deployment: the suffix that its ReplicaSet's name carries.
 pub const POD_TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
 
+/// Where the mesh's own objects live.
+pub const SYSTEM_NAMESPACE: &str = "nodemesh-system";
+/// The ConfigMap of the mesh-wide settings, in [`SYSTEM_NAMESPACE`], and its key.
+pub const MESH_CONFIG_MAP: &str = "nodemesh";
+pub const MESH_CONFIG_KEY: &str = "mesh";
+/// Its other key: SPIFFE ids that nobody may use any more, one a line.
+pub const DENIED_KEY: &str = "denied-identities";
+
 /// Where `istio_canonical_service` comes from, first found.
 pub const CANONICAL_NAME_LABELS: [&str; 3] =
     ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];

@@ -76,7 +76,9 @@ pub(super) fn cgroup_root(named: Option<&Path>) -> Result<PathBuf, CaptureError>
 /// Where it can be reached: a mount may lie hidden under another.
 fn find_cgroup2() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    choose_cgroup2(&mounts, &|path| path.join(CONTROLLERS).exists(), &|path| path.join("cgroup.events").exists())
+    choose_cgroup2(&mounts, &|path| path.join(CONTROLLERS).exists(), &|path| {
+        path.join("cgroup.events").exists()
+    })
 }
 
 /// A container has its own group mounted first, and the node's root, where it was given that, somewhere else; a mount

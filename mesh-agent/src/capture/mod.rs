@@ -32,6 +32,7 @@ mod listeners;
 mod log;
 mod maps;
 mod object;
+mod podns;
 mod table;
 mod verdicts;
 
@@ -40,6 +41,7 @@ pub use events::{ClosedFlow, Event, Events};
 pub use handle::{CaptureHandle, FlowEnds, LiveFlow, Opener, OpenerRole};
 #[cfg(feature = "ebpf-log")]
 pub use log::KernelLog;
+pub use podns::{Namespace, PodNamespaces, Wanted};
 pub use verdicts::{KernelAction, VerdictChange};
 
 use enrol::Pods;
@@ -64,8 +66,7 @@ pub struct CaptureConfig {
 #[derive(Clone, Debug)]
 pub struct PodAttachment {
     pub id: WorkloadId,
-    /// File that names the pod's network namespace.
-    pub netns: PathBuf,
+    pub netns: Namespace,
     /// At most one address of each family is used.
     pub addresses: Vec<IpAddr>,
     /// Without a live agent: refuse (true) or let through (false).

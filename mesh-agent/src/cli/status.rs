@@ -4,7 +4,7 @@ use super::human::{age, count};
 use super::output::{Printer, Style};
 use super::table::{Cell, Paint, Table, clean, paint};
 use super::{CliError, Exit};
-use crate::admin::{Client, Severity, State, Status};
+use crate::admin::{Client, SettingView, Severity, State, Status};
 
 pub(super) async fn run(client: &Client, printer: Printer) -> Result<Exit, CliError> {
     let status: Status = client.get("status").await?;
@@ -28,6 +28,7 @@ pub(super) fn draw(status: &Status, style: Style) -> String {
         out.push('\n');
         out.push_str(&table.draw(style));
     }
+    out.push_str(&kinds(status, style));
     for diagnostic in &status.source.diagnostics {
         let (word, colour) = match diagnostic.severity {
             Severity::Warning => ("warning", Paint::Warn),
@@ -43,6 +44,53 @@ pub(super) fn draw(status: &Status, style: Style) -> String {
         ));
     }
     out
+}
+
+/// The kinds of a cluster: all of them when asked for, else those that fail.
+fn kinds(status: &Status, style: Style) -> String {
+    let mut out = String::new();
+    if style.wide && !status.source.kinds.is_empty() {
+        let mut table = Table::new(&["RESOURCE", "VERSION", "STATE", "OBJECTS"]);
+        for kind in &status.source.kinds {
+            let colour = if kind.problem.is_some() { Some(Paint::Bad) } else { None };
+            table.row(vec![
+                Cell::new(&kind.resource),
+                Cell::new(kind.version.as_deref().unwrap_or("-")),
+                colour.map_or_else(|| Cell::new(&kind.state), |colour| Cell::painted(&kind.state, colour)),
+                Cell::new(kind.objects.to_string()),
+            ]);
+        }
+        out.push('\n');
+        out.push_str(&table.draw(style));
+    }
+    // One outage fails every kind with the same words.
+    let mut told: Vec<&str> = Vec::new();
+    for (problem, remedy) in
+        status.source.kinds.iter().filter_map(|kind| Some((kind.problem.as_deref()?, &kind.remedy)))
+    {
+        if told.contains(&problem) {
+            continue;
+        }
+        told.push(problem);
+        let word = paint("error", Some(Paint::Bad).filter(|_| style.colour));
+        let remedy = clean(remedy.as_deref().unwrap_or_default());
+        out.push_str(&format!("\n{word}: {}\n  {remedy}\n", clean(problem)));
+    }
+    out
+}
+
+/// What of the mesh-wide settings is in force; none where nothing is set.
+fn settings(status: &Status) -> Option<Cell> {
+    let (in_force, not): (Vec<_>, Vec<_>) = status.settings.iter().partition(|setting| setting.in_force);
+    let names = |list: &[&SettingView]| {
+        list.iter().map(|setting| setting.field.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    match (in_force.len(), not.len()) {
+        (0, 0) => None,
+        (_, 0) => Some(Cell::new(names(&in_force))),
+        (0, _) => Some(Cell::painted(format!("NOT in force: {}", names(&not)), Paint::Warn)),
+        _ => Some(Cell::painted(format!("{}; NOT in force: {}", names(&in_force), names(&not)), Paint::Warn)),
+    }
 }
 
 fn facts(status: &Status, style: Style) -> Table {
@@ -74,6 +122,19 @@ fn facts(status: &Status, style: Style) -> Table {
         },
     );
     fact("Source", source(status, style));
+    let absent: Vec<&str> = status
+        .source
+        .kinds
+        .iter()
+        .filter(|kind| kind.state == "not installed")
+        .map(|kind| kind.resource.as_str())
+        .collect();
+    if !absent.is_empty() {
+        fact("Not installed", Cell::new(absent.join(", ")));
+    }
+    if let Some(settings) = settings(status) {
+        fact("Settings", settings);
+    }
     let pods = &status.workloads;
     let text = format!("{} known, {} on this node, {} enrolled", pods.known, pods.local, pods.enrolled);
     fact("Workloads", Cell::new(text));

@@ -1,7 +1,7 @@
 use super::output::{Style, json, yaml};
 use super::*;
-use crate::admin::Timestamp;
 use crate::admin::fixtures::{Views, views};
+use crate::admin::{KindView, SettingView, Timestamp};
 
 /// 2026-01-01T03:12:00Z.
 const NOW: Timestamp = Timestamp(1_767_237_120);
@@ -92,4 +92,41 @@ fn run_takes_the_socket_that_every_verb_takes() {
     }
     let Action::Ask(question) = parse(&["mesh-agent", "status", "-o", "json"]) else { panic!() };
     assert_eq!(question.output, Format::Json);
+}
+
+#[test]
+fn the_status_of_a_cluster_names_what_is_denied_what_is_missing_and_which_settings_are_not_in_force() {
+    let mut status = views().status;
+    let kind = |resource: &str, version: Option<&str>, state: &str, objects| KindView {
+        resource: resource.to_owned(),
+        version: version.map(str::to_owned),
+        state: state.to_owned(),
+        objects,
+        problem: None,
+        remedy: None,
+    };
+    status.source.from = "kubernetes https://10.96.0.1/".into();
+    status.source.diagnostics.clear();
+    let denied = KindView {
+        problem: Some("not allowed: list on pods: pods is forbidden".into()),
+        remedy: Some("let the agent's account list and watch pods (ClusterRole nodemesh-agent)".into()),
+        ..kind("pods", None, "failing", 0)
+    };
+    status.source.kinds = vec![
+        kind("namespaces", Some("v1"), "current", 7),
+        denied,
+        kind("peerauthentications.security.istio.io", None, "not installed", 0),
+    ];
+    let setting = |field: &str, value: &str, note: Option<&str>| SettingView {
+        field: field.to_owned(),
+        value: value.to_owned(),
+        in_force: note.is_none(),
+        note: note.map(str::to_owned),
+    };
+    status.settings = vec![
+        setting("accessLogFile", "/dev/stdout", None),
+        setting("extensionProviders", "[]", Some("this version does not have the feature yet")),
+    ];
+    insta::assert_snapshot!("status_cluster", status::draw(&status, style(false)));
+    insta::assert_snapshot!("status_cluster_wide", status::draw(&status, style(true)));
 }

@@ -11,7 +11,7 @@ pub(crate) fn compile_for(mesh: &MeshSettings, text: &str) -> Compiled {
     for (index, chunk) in text.split("---\n").enumerate() {
         let source = format!("test.yaml:{}", index + 1);
         let value: Value = yaml(chunk).unwrap();
-        let one = document(&Context { mesh, source: &source }, &value);
+        let one = document(&Context { mesh, source: &source, origin: Origin::File }, &value);
         all.objects.extend(one.objects);
         all.diagnostics.extend(one.diagnostics);
     }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::api::istio::security;
+use crate::api::istio::mesh::MeshConfig;
+use crate::api::istio::{install, security};
+use crate::api::names::{MESH_CONFIG_MAP, SYSTEM_NAMESPACE};
 use crate::model::{
     AppProtocol, AuthzAction, AuthzPolicy, Balance, Identity, Labels, MtlsMode, PeerAuth, Workload,
 };
@@ -18,6 +20,7 @@ use crate::model::{
 pub mod authz;
 pub mod denied;
 pub mod diagnostic;
+pub mod mesh_config;
 pub mod peer_auth;
 pub mod pod;
 mod security_object;
@@ -59,6 +62,8 @@ pub enum Kind {
     EndpointSlice,
     PeerAuthentication,
     AuthorizationPolicy,
+    /// The mesh-wide settings: ConfigMap `nodemesh`, or an IstioOperator's `meshConfig`.
+    MeshConfig,
 }
 
 impl Kind {
@@ -71,6 +76,7 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::MeshConfig => "MeshConfig",
         }
     }
 
@@ -109,6 +115,7 @@ pub enum Object {
     EndpointSlice(SliceFacts),
     PeerAuthentication(PeerAuth),
     AuthorizationPolicy(AuthzPolicy),
+    MeshConfig(Box<MeshFacts>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -168,6 +175,15 @@ pub struct EndpointFacts {
     pub pod: Option<Arc<str>>,
 }
 
+/// The mesh-wide settings as one document gives them.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct MeshFacts {
+    /// None where the text was refused: what was in force before stays.
+    pub config: Option<MeshConfig>,
+    /// Text of the deny list; it holds whatever the settings beside it look like.
+    pub denied: Arc<str>,
+}
+
 /// What became of one document.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Compiled {
@@ -181,6 +197,18 @@ pub struct Context<'a> {
     pub mesh: &'a MeshSettings,
     /// `FILE:DOCUMENT`, as diagnostics name it.
     pub source: &'a str,
+    pub origin: Origin,
+}
+
+/// Who answers for a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A file on this machine: a slip of the pen in any field is worth a word, and its author may name namespaces
+    /// of this machine.
+    File,
+    /// The API server. It has checked the fields of Kubernetes' own kinds, of which it may know more than this
+    /// version; whoever may write a pod must not choose a namespace of the node.
+    Cluster,
 }
 
 /// One YAML document as it is written; the error with its line, counted from 1.
@@ -222,6 +250,10 @@ fn one(context: &Context<'_>, value: &Value, out: &mut Compiled) {
         ("", "Node") => pod::node(&head, value, out),
         ("", "Pod") => pod::pod(&head, value, out),
         ("", "Service") => service::service(&head, value, out),
+        ("", "ConfigMap") if *head.name == *MESH_CONFIG_MAP && *head.namespace == *SYSTEM_NAMESPACE => {
+            mesh_config::config_map(&head, value, out);
+        }
+        (install::GROUP, "IstioOperator") => mesh_config::operator(&head, value, out),
         ("discovery.k8s.io", "EndpointSlice") => service::slice(&head, value, out),
         (security::GROUP, kind) if kind != "RequestAuthentication" => authz::unknown_kind(&head, value, out),
         _ => out.diagnostics.push(unread(&head, value)),
@@ -281,12 +313,11 @@ pub fn unreadable(context: &Context<'_>, text: &str) -> Compiled {
 }
 
 /// Groups whose kinds the mesh will read one day.
-const MESH_GROUPS: [&str; 7] = [
+const MESH_GROUPS: [&str; 6] = [
     "security.istio.io",
     "networking.istio.io",
     "telemetry.istio.io",
     "extensions.istio.io",
-    "install.istio.io",
     "gateway.networking.k8s.io",
     "nodemesh.io",
 ];

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
-use super::{Compiled, Diagnostic, Head, Kind, NamespaceFacts, NodeFacts, Object, PodFacts, typed};
+use super::{Compiled, Diagnostic, Head, Kind, NamespaceFacts, NodeFacts, Object, Origin, PodFacts, typed};
 use crate::api::names::{
     CANONICAL_NAME_LABELS, CANONICAL_REVISION_LABELS, MESH_DISABLED, MESH_ENABLED, MESH_LABEL,
     NETNS_ANNOTATION, POD_TEMPLATE_HASH_LABEL,
@@ -122,7 +122,8 @@ fn workload(head: &Head<'_>, pod: &Pod, out: &mut Compiled) -> Result<Workload, 
         addresses: addresses(head, pod, out)?,
         node: spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default().into(),
         enrolled: !host_network && !ended && label != Some(MESH_DISABLED),
-        netns: netns(head, pod)?,
+        netns: netns(head, pod, out)?,
+        containers: containers(pod),
         canonical_service: canonical(&CANONICAL_NAME_LABELS).unwrap_or(&workload_name).into(),
         canonical_revision: canonical(&CANONICAL_REVISION_LABELS).unwrap_or("latest").into(),
         workload_name: workload_name.as_str().into(),
@@ -163,9 +164,27 @@ fn addresses(head: &Head<'_>, pod: &Pod, out: &mut Compiled) -> Result<Vec<IpAdd
     Ok(found)
 }
 
-fn netns(head: &Head<'_>, pod: &Pod) -> Result<Option<PathBuf>, Box<Diagnostic>> {
+/// The ids of the pod's containers, without the runtime's name: `containerd://ID`.
+fn containers(pod: &Pod) -> Box<[Arc<str>]> {
+    let Some(status) = &pod.status else { return Box::default() };
+    let all =
+        [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+    let ids = all.into_iter().flatten().flatten().filter_map(|one| one.container_id.as_deref());
+    ids.filter_map(|id| Some(Arc::from(id.split_once("://")?.1))).collect()
+}
+
+fn netns(head: &Head<'_>, pod: &Pod, out: &mut Compiled) -> Result<Option<PathBuf>, Box<Diagnostic>> {
     let annotations = pod.metadata.annotations.as_ref();
     let Some(text) = annotations.and_then(|all| all.get(NETNS_ANNOTATION)) else { return Ok(None) };
+    if head.context.origin == Origin::Cluster {
+        // Whoever may make a pod would else take another pod's namespace, and with it its identity.
+        out.diagnostics.push(head.warning(
+            &format!("metadata.annotations.{NETNS_ANNOTATION}"),
+            "is for manifest files only and has no effect in a cluster",
+            "remove it; the agent finds the pod's namespace by itself",
+        ));
+        return Ok(None);
+    }
     if text.starts_with('/') && !text.contains('\0') {
         return Ok(Some(PathBuf::from(text)));
     }

@@ -86,7 +86,7 @@ fn a_wrong_type_names_its_field_and_refuses_the_object() {
 #[test]
 fn an_unreadable_document_that_names_a_security_kind_fails_closed() {
     let mesh = MeshSettings::default();
-    let context = Context { mesh: &mesh, source: "a.yaml:1" };
+    let context = Context { mesh: &mesh, source: "a.yaml:1", origin: Origin::File };
     let text = "kind: AuthorizationPolicy\nmetadata:\n  namespace: \"shop\"\nspec: [\n";
     let compiled = unreadable(&context, text);
     let [(_, Object::AuthorizationPolicy(policy))] = compiled.objects.as_slice() else {
@@ -183,7 +183,7 @@ proptest! {
         value["kind"] = kind.into();
         value["spec"] = spec.clone();
         let mesh = MeshSettings::default();
-        let compiled = document(&Context { mesh: &mesh, source: "p" }, &value);
+        let compiled = document(&Context { mesh: &mesh, source: "p", origin: Origin::File }, &value);
         if matches!(kind, "AuthorizationPolicy" | "PeerAuthentication") {
             prop_assert_eq!(compiled.objects.len(), 1);
             // In force as written only if nothing was found wrong.
@@ -195,6 +195,6 @@ proptest! {
             let wrong = compiled.diagnostics.iter().any(|found| found.severity == Severity::Error);
             prop_assert_eq!(closed, wrong);
         }
-        prop_assert_eq!(document(&Context { mesh: &mesh, source: "p" }, &value), compiled);
+        prop_assert_eq!(document(&Context { mesh: &mesh, source: "p", origin: Origin::File }, &value), compiled);
     }
 }

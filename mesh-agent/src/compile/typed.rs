@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Diagnostic, Head};
+use super::{Diagnostic, Head, Origin};
 
 /// Fields that every manifest may carry: the type's name (read by `Head`), and what the API server writes.
 const KNOWN_FIELDS: [&str; 4] = ["apiVersion", "kind", "status", "metadata.managedFields"];
@@ -28,8 +28,12 @@ pub(super) fn unknown<T: DeserializeOwned>(value: &Value) -> Vec<String> {
     paths
 }
 
-/// Warnings for unknown fields of an object that is used all the same.
+/// Warnings for unknown fields of an object that is used all the same. From an API server they are fields of a newer
+/// Kubernetes, not slips.
 pub(super) fn warn_unknown<T: DeserializeOwned>(head: &Head<'_>, value: &Value, out: &mut Vec<Diagnostic>) {
+    if head.context.origin == Origin::Cluster {
+        return;
+    }
     out.extend(unknown::<T>(value).iter().map(|path| {
         head.warning(
             path,

@@ -111,3 +111,40 @@ fn errors_name_the_setting_and_the_remedy() {
         assert!(error.contains(remedy), "{error} does not say {remedy}");
     }
 }
+
+#[test]
+fn without_manifests_kubernetes_is_the_source() {
+    let settings = RunArgs { manifests: None, ..base() }.resolve().unwrap();
+    assert_eq!((settings.manifests, settings.kubeconfig, settings.context), (None, None, None));
+    assert_eq!(settings.proc_dir, PathBuf::from("/proc"));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config");
+    std::fs::write(&file, "").unwrap();
+    let args =
+        flags(&["--node", "a", "--ca-dir", "/ca", "--kubeconfig", file.to_str().unwrap(), "--context", "c"]);
+    let settings = args.resolve().unwrap();
+    assert_eq!((settings.kubeconfig, settings.context.as_deref()), (Some(file), Some("c")));
+}
+
+#[test]
+fn two_sources_at_once_are_refused_and_so_is_a_kubeconfig_that_is_not_there() {
+    for (change, field) in [
+        ((|a| a.kubeconfig = Some("/k".into())) as fn(&mut RunArgs), "kubeconfig"),
+        (|a| a.context = Some("c".into()), "context"),
+    ] {
+        let problem = problem(change);
+        assert!(problem.starts_with(&format!("{field}: ")), "{problem}");
+        assert!(problem.contains("leave out one of the two"), "{problem}");
+    }
+    let missing = problem(|a| (a.manifests, a.kubeconfig) = (None, Some("/does/not/exist".into())));
+    assert!(missing.starts_with("kubeconfig: /does/not/exist is not a file"), "{missing}");
+    let proc = problem(|a| a.proc_dir = Some("/tmp".into()));
+    assert!(proc.starts_with("proc-dir: /tmp is no proc file system"), "{proc}");
+}
+
+#[test]
+fn a_setting_of_the_agents_own_is_told_from_a_default() {
+    assert_eq!(base().resolve().unwrap().own, OwnSettings::default());
+    let own = RunArgs { trust_domain: Some("cluster.local".into()), ..base() }.resolve().unwrap().own;
+    assert!(own.trust_domain && !own.root_namespace && !own.access_log);
+}

@@ -64,6 +64,7 @@ pub(crate) fn workload(namespace: &str, name: &str, node: &str, address: &str) -
         labels: Arc::new(BTreeMap::from([("app".to_owned(), name.to_owned())])),
         enrolled: true,
         netns: None,
+        containers: Box::default(),
         workload_name: name.into(),
         canonical_service: name.into(),
         canonical_revision: "latest".into(),

@@ -41,6 +41,13 @@ impl Identity {
         })
     }
 
+    /// Replaces each part by an equal text that is held elsewhere too.
+    pub fn share(&mut self, mut share: impl FnMut(&mut Arc<str>)) {
+        share(&mut self.trust_domain);
+        share(&mut self.namespace);
+        share(&mut self.service_account);
+    }
+
     pub fn trust_domain(&self) -> &str {
         &self.trust_domain
     }

@@ -37,6 +37,10 @@ pub struct Workload {
     pub enrolled: bool,
     /// `nodemesh.io/netns`: where the pod's network namespace is found; none outside the directory source.
     pub netns: Option<PathBuf>,
+    /// Ids of its containers, by which its processes are known where their cgroup does not name the pod; kept for
+    /// the pods of this node only.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub containers: Box<[Arc<str>]>,
     /// Owner as metrics name it: `source_workload`. The pod's name without generated suffixes.
     pub workload_name: Arc<str>,
     /// `istio_canonical_service`: label `service.istio.io/canonical-name`, `app.kubernetes.io/name`, `app`, or workload name.
@@ -50,6 +54,11 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Pod `metadata.uid`, where it has one.
+    pub fn uid(&self) -> Option<&str> {
+        self.id.0.splitn(3, '/').nth(2)
+    }
+
     /// `NAME.NAMESPACE`, as people and logs call a workload.
     pub fn display_name(&self) -> String {
         format!("{}.{}", self.name, self.namespace)

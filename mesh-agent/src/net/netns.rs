@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -39,6 +40,12 @@ impl NetNs {
     /// The kernel's name for this namespace, never used twice while the machine is up.
     pub fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// What names it among all namespaces while it lives: device and inode of its file.
+    pub fn file(&self) -> io::Result<(u64, u64)> {
+        let found = self.file.metadata()?;
+        Ok((found.dev(), found.ino()))
     }
 
     /// Moves the calling thread into the namespace until the guard is dropped. Never hold the guard

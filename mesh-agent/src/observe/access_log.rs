@@ -6,6 +6,7 @@
 //! an inbound line's to the client.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tracing::field::{DisplayValue, display};
@@ -17,9 +18,9 @@ use crate::model::Reason;
 pub const TARGET: &str = "access";
 
 /// Writes the access log, or nothing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct AccessLog {
-    on: bool,
+    on: AtomicBool,
 }
 
 /// A connection at its end.
@@ -73,12 +74,21 @@ macro_rules! ended_line {
 
 impl AccessLog {
     pub const fn new(on: bool) -> Self {
-        Self { on }
+        Self { on: AtomicBool::new(on) }
+    }
+
+    /// Begins or ends to write, as the mesh-wide settings say.
+    pub(super) fn set(&self, on: bool) {
+        self.on.store(on, Ordering::Relaxed);
+    }
+
+    fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
     }
 
     /// The connection's upstream answered.
-    pub(super) fn opened(self, meta: &ConnMeta) {
-        if !self.on || !tracing::enabled!(target: "access", tracing::Level::DEBUG) {
+    pub(super) fn opened(&self, meta: &ConnMeta) {
+        if !self.is_on() || !tracing::enabled!(target: "access", tracing::Level::DEBUG) {
             return;
         }
         let fields = Fields::of(meta);
@@ -102,8 +112,8 @@ impl AccessLog {
         );
     }
 
-    pub(super) fn write(self, ended: &Ended<'_>) {
-        if !self.on || !tracing::enabled!(target: "access", tracing::Level::WARN) {
+    pub(super) fn write(&self, ended: &Ended<'_>) {
+        if !self.is_on() || !tracing::enabled!(target: "access", tracing::Level::WARN) {
             return;
         }
         match ended.reason {

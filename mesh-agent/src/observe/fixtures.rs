@@ -18,6 +18,7 @@ pub(super) fn workload(name: &str, address: &str) -> Arc<Workload> {
         labels: Arc::new(labels),
         enrolled: true,
         netns: None,
+        containers: Box::default(),
         workload_name: name.into(),
         canonical_service: name.into(),
         canonical_revision: "v1".into(),

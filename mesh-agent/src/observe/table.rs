@@ -136,6 +136,11 @@ impl ConnectionTable {
         Conn { table: self.clone(), live }
     }
 
+    /// Begins or ends the access log.
+    pub fn set_access_log(&self, on: bool) {
+        self.inner.log.set(on);
+    }
+
     /// Counts and logs a flow that never passed through the agent, after its end.
     pub fn record_bypassed(&self, flow: &BypassedFlow) {
         let metrics = &self.inner.metrics;

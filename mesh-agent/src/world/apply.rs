@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
+use super::few::Few;
 use super::{Claim, Named, PodEntry, World};
 use crate::compile::{EndpointFacts, Kind, Object, ObjectKey, PodFacts, PortFacts, SliceFacts};
 use crate::model::{Endpoint, Service, ServiceId, ServicePort, Workload, WorkloadId};
@@ -20,52 +21,73 @@ pub enum Change {
 }
 
 impl World {
-    /// Takes one change in.
-    pub fn apply(&mut self, change: Change) {
+    /// Takes one change in. Returns whether the world says something else now.
+    pub fn apply(&mut self, change: Change) -> bool {
         match change {
             Change::Put(key, object) => self.put(&key, *object),
             Change::Removed(key) => self.remove(&key),
         }
     }
 
-    fn put(&mut self, key: &ObjectKey, object: Object) {
+    fn put(&mut self, key: &ObjectKey, object: Object) -> bool {
         match object {
             Object::Namespace(facts) => self.namespace(&key.name, facts.enrolled),
-            Object::Node(facts) => drop(self.nodes.insert(Arc::clone(&key.name), Arc::new(facts))),
+            Object::Node(facts) => {
+                let old = self.nodes.get(&key.name);
+                let changed = old.is_none_or(|old| **old != facts);
+                if changed {
+                    self.nodes.insert(Arc::clone(&key.name), Arc::new(facts));
+                }
+                changed
+            }
             Object::Pod(facts) => self.put_pod(key, facts),
             Object::Service(facts) => {
-                insert(&mut self.service_facts, key, Arc::new(facts));
-                self.derive_service(&service_id(&key.namespace, &key.name));
+                let changed = insert(&mut self.service_facts, key, facts);
+                if changed {
+                    self.derive_service(&service_id(&key.namespace, &key.name));
+                }
+                changed
             }
             Object::EndpointSlice(facts) => self.put_slice(key, facts),
-            Object::PeerAuthentication(policy) => insert(&mut self.peer_auths, key, Arc::new(policy)),
-            Object::AuthorizationPolicy(policy) => insert(&mut self.authz, key, Arc::new(policy)),
+            Object::PeerAuthentication(policy) => insert(&mut self.peer_auths, key, policy),
+            Object::AuthorizationPolicy(policy) => insert(&mut self.authz, key, policy),
+            Object::MeshConfig(facts) => {
+                let Some(config) = facts.config else { return false };
+                let changed = *self.config != config;
+                self.config = Arc::new(config);
+                changed
+            }
         }
     }
 
-    fn remove(&mut self, key: &ObjectKey) {
+    fn remove(&mut self, key: &ObjectKey) -> bool {
         match key.kind {
             Kind::Namespace => self.namespace(&key.name, false),
-            Kind::Node => drop(self.nodes.remove(&key.name)),
+            Kind::Node => self.nodes.remove(&key.name).is_some(),
             Kind::Pod => self.remove_pod(key),
             Kind::Service => {
-                remove(&mut self.service_facts, key);
+                let removed = remove(&mut self.service_facts, key).is_some();
                 self.derive_service(&service_id(&key.namespace, &key.name));
+                removed
             }
             Kind::EndpointSlice => self.remove_slice(key),
-            Kind::PeerAuthentication => drop(remove(&mut self.peer_auths, key)),
-            Kind::AuthorizationPolicy => drop(remove(&mut self.authz, key)),
+            Kind::PeerAuthentication => remove(&mut self.peer_auths, key).is_some(),
+            Kind::AuthorizationPolicy => remove(&mut self.authz, key).is_some(),
+            Kind::MeshConfig => {
+                self.config = Arc::default();
+                true
+            }
         }
     }
 
-    fn namespace(&mut self, name: &Arc<str>, enrolled: bool) {
+    fn namespace(&mut self, name: &Arc<str>, enrolled: bool) -> bool {
         let changed = if enrolled {
             self.enrolled_namespaces.insert(Arc::clone(name)).is_none()
         } else {
             self.enrolled_namespaces.remove(name).is_some()
         };
         if !changed {
-            return;
+            return false;
         }
         let pods: Vec<(Arc<str>, PodEntry)> = self
             .pods
@@ -79,18 +101,19 @@ impl World {
             Arc::make_mut(&mut entry.workload).enrolled = enrolled;
             self.workloads.insert(entry.workload.id.clone(), Arc::clone(&entry.workload));
             let key = ObjectKey { kind: Kind::Pod, namespace: Arc::clone(name), name: pod };
-            insert(&mut self.pods, &key, entry);
+            file_named(&mut self.pods, &key, entry);
         }
+        true
     }
 
-    fn put_pod(&mut self, key: &ObjectKey, facts: PodFacts) {
+    fn put_pod(&mut self, key: &ObjectKey, facts: PodFacts) -> bool {
         let PodFacts { mut workload, created } = facts;
         let eligible = workload.enrolled;
         workload.enrolled = eligible && self.enrolled_namespaces.contains(&key.namespace);
         let entry = PodEntry { workload: Arc::new(workload), eligible, created };
         let old = self.pods.get(&key.namespace).and_then(|pods| pods.get(&key.name)).cloned();
         if old.as_ref() == Some(&entry) {
-            return;
+            return false;
         }
         let now = &entry.workload;
         // An address that stays keeps its place among the claims: a changed label makes no pod newer.
@@ -104,27 +127,36 @@ impl World {
             if old.workload.id != now.id {
                 self.workloads.remove(&old.workload.id);
             }
+            if old.workload.id != now.id || old.workload.node != now.node {
+                displace(&mut self.on_node, &old.workload.node, &old.workload.id);
+            }
+        }
+        if !now.node.is_empty() {
+            place(&mut self.on_node, &now.node, &now.id);
         }
         for address in claimed(now) {
             self.claim(address, created, &now.id);
         }
         self.workloads.insert(now.id.clone(), Arc::clone(now));
-        let mut touched: OrdSet<ServiceId> = OrdSet::new();
+        let mut touched: BTreeSet<ServiceId> = BTreeSet::new();
         for workload in old.iter().map(|old| &old.workload).chain([now]) {
-            touched = touched.union(self.users_of(&workload.addresses));
+            touched.extend(self.users_of(&workload.addresses));
         }
-        insert(&mut self.pods, key, entry);
+        file_named(&mut self.pods, key, entry);
         touched.iter().for_each(|service| self.derive_service(service));
+        true
     }
 
-    fn remove_pod(&mut self, key: &ObjectKey) {
-        let Some(old) = remove(&mut self.pods, key) else { return };
+    fn remove_pod(&mut self, key: &ObjectKey) -> bool {
+        let Some(old) = remove(&mut self.pods, key) else { return false };
         for address in claimed(&old.workload) {
             self.unclaim(address, &old.workload.id);
         }
         self.workloads.remove(&old.workload.id);
+        displace(&mut self.on_node, &old.workload.node, &old.workload.id);
         let touched = self.users_of(&old.workload.addresses);
         touched.iter().for_each(|service| self.derive_service(service));
+        true
     }
 
     fn claim(&mut self, address: IpAddr, created: i64, id: &WorkloadId) {
@@ -149,25 +181,30 @@ impl World {
         }
     }
 
-    fn users_of(&self, addresses: &[IpAddr]) -> OrdSet<ServiceId> {
+    fn users_of(&self, addresses: &[IpAddr]) -> BTreeSet<ServiceId> {
         let all = addresses.iter().filter_map(|address| self.endpoint_users.get(address));
-        all.fold(OrdSet::new(), |union, users| union.union(users.clone()))
+        all.flat_map(Few::iter).cloned().collect()
     }
 
-    fn put_slice(&mut self, key: &ObjectKey, facts: SliceFacts) {
+    fn put_slice(&mut self, key: &ObjectKey, facts: SliceFacts) -> bool {
+        let filed = self.slices.get(&key.namespace).and_then(|all| all.get(&facts.service)?.get(&key.name));
+        if filed.is_some_and(|filed| **filed == facts) {
+            return false;
+        }
         let owner = self.slice_owner.get(&key.namespace).and_then(|all| all.get(&key.name));
         if owner.is_some_and(|owner| *owner != facts.service) {
             self.remove_slice(key);
         }
         let service = Arc::clone(&facts.service);
-        insert(&mut self.slice_owner, key, Arc::clone(&service));
+        file_named(&mut self.slice_owner, key, Arc::clone(&service));
         let slices = self.slices.entry(Arc::clone(&key.namespace)).or_default();
         slices.entry(Arc::clone(&service)).or_default().insert(Arc::clone(&key.name), Arc::new(facts));
         self.derive_service(&service_id(&key.namespace, &service));
+        true
     }
 
-    fn remove_slice(&mut self, key: &ObjectKey) {
-        let Some(service) = remove(&mut self.slice_owner, key) else { return };
+    fn remove_slice(&mut self, key: &ObjectKey) -> bool {
+        let Some(service) = remove(&mut self.slice_owner, key) else { return false };
         if let Some(slices) = self.slices.get_mut(&key.namespace) {
             let inner = ObjectKey { namespace: Arc::clone(&service), ..key.clone() };
             remove(slices, &inner);
@@ -176,6 +213,7 @@ impl World {
             }
         }
         self.derive_service(&service_id(&key.namespace, &service));
+        true
     }
 
     /// Crosses a Service with its slices again and refiles it under its addresses and endpoints.
@@ -271,7 +309,17 @@ fn service_id(namespace: &str, name: &str) -> ServiceId {
     ServiceId(format!("{namespace}/{name}").into())
 }
 
-fn insert<T: Clone>(map: &mut Named<T>, key: &ObjectKey, value: T) {
+/// Files a value unless it is there already; true if it was not.
+fn insert<T: PartialEq>(map: &mut Named<Arc<T>>, key: &ObjectKey, value: T) -> bool {
+    let old = map.get(&key.namespace).and_then(|inner| inner.get(&key.name));
+    if old.is_some_and(|old| **old == value) {
+        return false;
+    }
+    file_named(map, key, Arc::new(value));
+    true
+}
+
+fn file_named<T: Clone>(map: &mut Named<T>, key: &ObjectKey, value: T) {
     map.entry(Arc::clone(&key.namespace)).or_default().insert(Arc::clone(&key.name), value);
 }
 
@@ -284,14 +332,27 @@ fn remove<T: Clone>(map: &mut Named<T>, key: &ObjectKey) -> Option<T> {
     old
 }
 
-fn file<K: Ord + Clone>(map: &mut OrdMap<K, OrdSet<ServiceId>>, key: &K, id: &ServiceId) {
-    map.entry(key.clone()).or_default().insert(id.clone());
+fn file<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, Few<V>>, key: &K, value: &V) {
+    map.entry(key.clone()).or_default().insert(value.clone());
 }
 
-fn unfile<K: Ord + Clone>(map: &mut OrdMap<K, OrdSet<ServiceId>>, key: &K, id: &ServiceId) {
+fn unfile<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, Few<V>>, key: &K, value: &V) {
     let Some(set) = map.get_mut(key) else { return };
-    set.remove(id);
+    set.remove(value);
     if set.is_empty() {
         map.remove(key);
+    }
+}
+
+/// The same for the pods of a node, of which there may be many.
+fn place(map: &mut OrdMap<Arc<str>, OrdSet<WorkloadId>>, node: &Arc<str>, id: &WorkloadId) {
+    map.entry(Arc::clone(node)).or_default().insert(id.clone());
+}
+
+fn displace(map: &mut OrdMap<Arc<str>, OrdSet<WorkloadId>>, node: &Arc<str>, id: &WorkloadId) {
+    let Some(set) = map.get_mut(node) else { return };
+    set.remove(id);
+    if set.is_empty() {
+        map.remove(node);
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
+use crate::api::istio::mesh::MeshConfig;
 use crate::compile::{Diagnostic, MeshSettings, NodeFacts, ServiceFacts, SliceFacts};
 use crate::decide::{Snapshot, authz, peer_auth};
 use crate::model::{
@@ -16,9 +17,13 @@ use crate::model::{
 
 mod apply;
 mod check;
+mod few;
+mod intern;
 mod store;
 
 pub use apply::Change;
+use few::Few;
+pub use intern::Interner;
 pub use store::{OnPublish, WorldStore};
 
 /// Objects of one kind: namespace, then name. Nested, so that one namespace is found by a borrowed text.
@@ -30,23 +35,27 @@ pub struct World {
     /// Grows with every published world of a store.
     pub version: u64,
     pub mesh: Arc<MeshSettings>,
+    /// The mesh-wide settings as they are written; `compile::mesh_config::settings` says what of them is in force.
+    pub config: Arc<MeshConfig>,
     enrolled_namespaces: OrdSet<Arc<str>>,
     nodes: OrdMap<Arc<str>, Arc<NodeFacts>>,
     pods: Named<PodEntry>,
     workloads: OrdMap<WorkloadId, Arc<Workload>>,
+    /// The pods of each node.
+    on_node: OrdMap<Arc<str>, OrdSet<WorkloadId>>,
     /// Who claims an address; the last claim (the newest) holds it.
-    claims: OrdMap<IpAddr, OrdSet<Claim>>,
+    claims: OrdMap<IpAddr, Few<Claim>>,
     service_facts: Named<Arc<ServiceFacts>>,
     /// Namespace, Service, slice.
     slices: OrdMap<Arc<str>, Named<Arc<SliceFacts>>>,
     /// Which Service a slice was filed under, by namespace and slice name.
     slice_owner: Named<Arc<str>>,
     services: OrdMap<ServiceId, Arc<Service>>,
-    vips: OrdMap<IpAddr, OrdSet<ServiceId>>,
+    vips: OrdMap<IpAddr, Few<ServiceId>>,
     /// Which Services have an endpoint at an address: they are derived anew when its owner changes.
-    endpoint_users: OrdMap<IpAddr, OrdSet<ServiceId>>,
+    endpoint_users: OrdMap<IpAddr, Few<ServiceId>>,
     /// The Services that a workload is an endpoint of.
-    serving: OrdMap<WorkloadId, OrdSet<ServiceId>>,
+    serving: OrdMap<WorkloadId, Few<ServiceId>>,
     peer_auths: Named<Arc<PeerAuth>>,
     authz: Named<Arc<AuthzPolicy>>,
     diagnostics: Arc<[Diagnostic]>,
@@ -77,10 +86,12 @@ impl World {
         Self {
             version: 0,
             mesh: Arc::new(mesh),
+            config: Arc::default(),
             enrolled_namespaces: OrdSet::new(),
             nodes: OrdMap::new(),
             pods: OrdMap::new(),
             workloads: OrdMap::new(),
+            on_node: OrdMap::new(),
             claims: OrdMap::new(),
             service_facts: OrdMap::new(),
             slices: OrdMap::new(),
@@ -102,7 +113,7 @@ impl World {
 
     /// The pod that owns an address: never a host-network or ended one; the newest where several claim it.
     pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
-        let claim = self.claims.get(&address.to_canonical())?.get_max()?;
+        let claim = self.claims.get(&address.to_canonical())?.last()?;
         self.workloads.get(&claim.id)
     }
 
@@ -112,12 +123,26 @@ impl World {
 
     /// The Service with this virtual address.
     pub fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>> {
-        self.services.get(self.vips.get(&address.to_canonical())?.get_min()?)
+        self.services.get(self.vips.get(&address.to_canonical())?.first()?)
     }
 
     /// Every pod, enrolled or not, by id.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.values()
+    }
+
+    pub fn workload_count(&self) -> usize {
+        self.workloads.len()
+    }
+
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
+
+    /// The pods of a node, enrolled or not, by id.
+    pub fn workloads_on(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        let ids = self.on_node.get(node).into_iter().flat_map(OrdSet::iter);
+        ids.filter_map(|id| self.workloads.get(id))
     }
 
     /// The pod of this namespace and name.

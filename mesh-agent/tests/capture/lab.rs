@@ -82,6 +82,12 @@ impl Space {
         self.netns.run(make).unwrap().unwrap()
     }
 
+    /// A process that does nothing in this namespace; its number.
+    pub(crate) fn sleeper(&self) -> i32 {
+        let line = format!("nsenter --net={} sleep 600 >/dev/null 2>&1 & echo $!", self.path().display());
+        shell().lock().run(&line).1.trim().parse().unwrap()
+    }
+
     pub(crate) fn listen(&self, at: &str) -> TcpListener {
         self.netns.run(|| TcpListener::bind(at)).unwrap().unwrap()
     }
@@ -110,7 +116,7 @@ impl Pod {
     pub(crate) fn attachment(&self) -> PodAttachment {
         PodAttachment {
             id: self.id.clone(),
-            netns: self.space.path(),
+            netns: self.space.path().into(),
             addresses: vec![self.v4, self.v6],
             fail_closed: true,
         }
@@ -137,7 +143,12 @@ fn shell() -> &'static Mutex<Shell> {
 impl Shell {
     /// Exit code and output of `ip` inside a namespace.
     fn ip(&mut self, netns: &Path, line: &str) -> (String, String) {
-        let command = format!("nsenter --net={} ip {line} 2>&1; echo \"exit $?\"\n", netns.display());
+        self.run(&format!("nsenter --net={} ip {line}", netns.display()))
+    }
+
+    /// Exit code and output of a line of shell.
+    fn run(&mut self, line: &str) -> (String, String) {
+        let command = format!("{{ {line}; }} 2>&1; echo \"exit $?\"\n");
         self.process.stdin.as_mut().unwrap().write_all(command.as_bytes()).unwrap();
         let mut output = String::new();
         loop {

@@ -6,4 +6,5 @@ mod escapes;
 mod lab;
 mod lifecycle;
 mod limits;
+mod podns;
 mod steering;

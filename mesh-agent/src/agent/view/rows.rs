@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::NodeView;
 use crate::admin::{
-    CertState, CertView, Check, ConnView, DiagnosticView, EndpointView, Enrolment, PartyView, PolicyView,
-    PortView, ServiceView, Severity, WorkloadView,
+    CertState, CertView, Check, ConnView, DiagnosticView, EndpointView, Enrolment, KindView, PartyView,
+    PolicyView, PortView, ServiceView, SettingView, Severity, WorkloadView,
 };
 use crate::capture::LiveFlow;
 use crate::compile;
@@ -15,6 +15,7 @@ use crate::identity::{self, CertStatus};
 use crate::model::policy::AuthzScope;
 use crate::model::{Endpoint, Labels, MtlsMode, Service, Workload};
 use crate::observe::{ConnMeta, ConnSnapshot, Party, Path};
+use crate::source::kube::{KindState, KindStatus};
 use crate::world::World;
 
 pub(super) fn diagnostic(found: &compile::Diagnostic) -> DiagnosticView {
@@ -30,6 +31,34 @@ pub(super) fn diagnostic(found: &compile::Diagnostic) -> DiagnosticView {
     }
 }
 
+/// How the source is doing with one kind.
+pub(super) fn kind(status: KindStatus) -> KindView {
+    let state = match status.state {
+        KindState::Starting => "starting",
+        KindState::Following => "current",
+        KindState::NotInstalled => "not installed",
+        KindState::Failing => "failing",
+    };
+    let (problem, remedy) = status.text.unzip();
+    KindView {
+        resource: status.resource,
+        version: status.version.map(str::to_owned),
+        state: state.to_owned(),
+        objects: status.objects,
+        problem,
+        remedy,
+    }
+}
+
+pub(super) fn setting(setting: compile::mesh_config::Setting) -> SettingView {
+    SettingView {
+        field: setting.field.to_owned(),
+        value: setting.value,
+        in_force: setting.in_force,
+        note: Some(setting.note).filter(|note| !note.is_empty()),
+    }
+}
+
 fn mode_text(mode: MtlsMode) -> &'static str {
     match mode {
         MtlsMode::Strict => "STRICT",
@@ -40,6 +69,14 @@ fn mode_text(mode: MtlsMode) -> &'static str {
 
 fn pod_name(workload: &Workload) -> String {
     format!("{}/{}", workload.namespace, workload.name)
+}
+
+/// Why a pod's network namespace is not known.
+fn not_found(view: &NodeView) -> String {
+    if view.settings.manifests.is_some() {
+        return format!("no annotation {}", crate::api::names::NETNS_ANNOTATION);
+    }
+    format!("no process of it is found in {} yet", view.settings.proc_dir.display())
 }
 
 pub(super) fn workload(view: &NodeView, world: &World, workload: &Workload) -> WorkloadView {
@@ -54,7 +91,7 @@ pub(super) fn workload(view: &NodeView, world: &World, workload: &Workload) -> W
     let state = state.unwrap_or_default();
     let problem = state.problem.or_else(|| {
         let lost = enrolment == Enrolment::Pending && workload.netns.is_none();
-        lost.then(|| format!("no annotation {}", crate::api::names::NETNS_ANNOTATION))
+        lost.then(|| not_found(view))
     });
     WorkloadView {
         namespace: workload.namespace.to_string(),
@@ -265,11 +302,20 @@ pub(super) fn checks(view: &NodeView) -> Vec<Check> {
         .filter(|found| found.severity == Severity::Error)
         .map(|found| format!("{} {}: {}; {}", found.object, found.field, found.message, found.remedy))
         .collect();
+    for kind in source.kinds.iter().filter(|kind| kind.problem.is_some() || kind.state == "not installed") {
+        checks.push(match (&kind.problem, &kind.remedy) {
+            (Some(problem), remedy) => {
+                Check::fail("source", &kind.resource, problem.clone(), remedy.as_deref().unwrap_or_default())
+            }
+            (None, _) => Check::pass("source", &kind.resource, "not installed; used as soon as it is"),
+        });
+    }
+    let title = if view.settings.manifests.is_some() { "manifests" } else { "objects" };
     checks.push(if errors.is_empty() {
-        Check::pass("source", "manifests", format!("{}, version {}", source.from, source.world_version))
+        Check::pass("source", title, format!("{}, version {}", source.from, source.world_version))
     } else {
-        let remedy = "mend the files; the last good state is in force until then";
-        Check::fail("source", "manifests", errors.join("; "), remedy)
+        let remedy = "mend the objects; each finding says what is in force until then";
+        Check::fail("source", title, errors.join("; "), remedy)
     });
     for cert in view.shared.certs.list() {
         let name = cert.identity.to_string();

@@ -1,4 +1,6 @@
 //! Istio's resources.
 
+pub mod install;
+pub mod mesh;
 pub mod security;
 pub mod status;

@@ -49,6 +49,10 @@ fn the_root_is_found_beside_a_containers_own_group() {
     let mounts = "cgroup /sys/fs/cgroup cgroup2 ro 0 0\ncgroup2 /host/cgroup cgroup2 ro 0 0\n";
     let inner = |path: &Path| path == Path::new("/sys/fs/cgroup");
     assert_eq!(choose_cgroup2(mounts, &|_| true, &inner), Some("/host/cgroup".into()));
-    assert_eq!(choose_cgroup2(mounts, &|_| true, &|_| true), Some("/sys/fs/cgroup".into()), "named in the error");
+    assert_eq!(
+        choose_cgroup2(mounts, &|_| true, &|_| true),
+        Some("/sys/fs/cgroup".into()),
+        "named in the error"
+    );
     assert_eq!(choose_cgroup2("proc /proc proc rw 0 0\n", &|_| true, &|_| false), None);
 }

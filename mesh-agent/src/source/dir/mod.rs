@@ -174,7 +174,9 @@ impl Follower {
         let current = self.store.load();
         let mut world = (*current).clone();
         let changed = !changes.is_empty();
-        changes.into_iter().for_each(|change| world.apply(change));
+        changes.into_iter().for_each(|change| {
+            world.apply(change);
+        });
         let diagnostics = self.loader.diagnostics(&world);
         let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error).cloned().collect();
         let reported = diagnostics != current.diagnostics();

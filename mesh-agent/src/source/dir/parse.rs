@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::compile::{self, Compiled, Context, Diagnostic, MeshSettings, Object, ObjectKey, Severity};
+use crate::compile::{
+    self, Compiled, Context, Diagnostic, MeshSettings, Object, ObjectKey, Origin, Severity,
+};
 
 /// What a file says.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -60,7 +62,7 @@ pub(super) fn file(mesh: &MeshSettings, name: &str, text: &str, salvage: bool) -
         content.documents += 1;
         let number = content.documents;
         let source = format!("{name}:{number}");
-        let context = Context { mesh, source: &source };
+        let context = Context { mesh, source: &source, origin: Origin::File };
         match compile::yaml(chunk) {
             Ok(Value::Null) => {}
             Ok(value) => content.add(&source, number, compile::document(&context, &value)),

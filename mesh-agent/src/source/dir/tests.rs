@@ -316,13 +316,17 @@ fn a_lost_event_is_made_up_for_by_the_rescan() {
     let mut loader = Loader::new(setup.folder.path().to_owned(), Hits::default());
     let mesh = MeshSettings::default();
     let mut world = (*store.load()).clone();
-    loader.start(&mesh).unwrap().into_iter().for_each(|change| world.apply(change));
+    loader.start(&mesh).unwrap().into_iter().for_each(|change| {
+        world.apply(change);
+    });
     setup.write("a.yaml", &pod("a", "10.0.0.88"));
     let start = Instant::now();
     let mut now = start;
     while world.workload_at([10, 0, 0, 88].into()).is_none() {
         now += Duration::from_millis(100);
         assert!(now - start < Duration::from_millis(500), "not seen by looking alone");
-        loader.refresh(&mesh, now, &|_| false).changes.into_iter().for_each(|change| world.apply(change));
+        loader.refresh(&mesh, now, &|_| false).changes.into_iter().for_each(|change| {
+            world.apply(change);
+        });
     }
 }
