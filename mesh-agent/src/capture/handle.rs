@@ -169,10 +169,14 @@ impl CaptureHandle {
             return Ok(false);
         }
         if let Some(netns) = ends.opener {
-            netns.run(|| sock_diag::destroy(flow.local, flow.remote, Some(flow.socket_cookie)))??;
+            netns.run(|| sock_diag::destroy(flow.local, flow.remote, flow.socket_cookie))??;
         }
         if let Some(netns) = ends.server {
-            netns.run(|| sock_diag::destroy(flow.remote, flow.local, None))??;
+            let end = || match sock_diag::connection(flow.remote, flow.local)? {
+                Some(cookie) => sock_diag::destroy(flow.remote, flow.local, cookie),
+                None => Ok(false),
+            };
+            netns.run(end)??;
         }
         // The kernel forgets a flow when its opener's socket ends: not for one that it could not be told to end.
         if still()? {

@@ -45,16 +45,43 @@ pub fn listeners() -> io::Result<Vec<Listener>> {
 }
 
 /// Aborts one end of a connection; the other is sent a reset. `cookie` names the socket, so that another one
-/// which has taken the same addresses meanwhile is left alone; without one, whichever socket has the addresses
-/// is meant. Returns whether it was still there.
-pub fn destroy(local: SocketAddr, remote: SocketAddr, cookie: Option<u64>) -> io::Result<bool> {
-    let cookie = cookie.unwrap_or(NO_COOKIE);
+/// which has taken the same addresses meanwhile is left alone. Returns whether it was still there.
+pub fn destroy(local: SocketAddr, remote: SocketAddr, cookie: u64) -> io::Result<bool> {
     let family = if remote.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     if destroy_in(family, local, remote, cookie)? {
         return Ok(true);
     }
     // An IPv4 connection may live on an IPv6 socket, which the kernel then lists under that family.
     Ok(remote.is_ipv4() && destroy_in(libc::AF_INET6, mapped(local), mapped(remote), cookie)?)
+}
+
+/// The connection that has these addresses, by its cookie.
+pub fn connection(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u64>> {
+    let family = if remote.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    match connection_in(family, local, remote)? {
+        None if remote.is_ipv4() => connection_in(libc::AF_INET6, mapped(local), mapped(remote)),
+        found => Ok(found),
+    }
+}
+
+fn connection_in(family: i32, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u64>> {
+    let mut request = Request::new(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_ACK, family);
+    request.states(u32::MAX);
+    request.connection(local, remote, NO_COOKIE);
+    let mut found = None;
+    let socket = netlink::open(NETLINK_SOCK_DIAG)?;
+    match netlink::ask(&socket, &request.0, |record| found = found.or(parse_connection(record))) {
+        Ok(()) => Ok(found),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The kernel looks as for an arriving packet: where there is no connection, the listener that would take the next
+/// one answers, and must not be taken for it.
+fn parse_connection(record: &[u8]) -> Option<u64> {
+    let state = u32::from(*record.get(1)?);
+    (state != STATE_LISTEN).then(|| cookie_in(record))?
 }
 
 fn destroy_in(family: i32, local: SocketAddr, remote: SocketAddr, cookie: u64) -> io::Result<bool> {
@@ -119,16 +146,20 @@ fn parse_listener(record: &[u8]) -> Option<Listener> {
     let is_v6 = i32::from(*record.first()?) == libc::AF_INET6;
     let port = u16::from_be_bytes(record.get(4..6)?.try_into().ok()?);
     let octets: [u8; 16] = record.get(8..24)?.try_into().ok()?;
-    // The kernel writes the cookie as two words, the low one first.
-    let low = u32::from_ne_bytes(record.get(44..48)?.try_into().ok()?);
-    let high = u32::from_ne_bytes(record.get(48..52)?.try_into().ok()?);
     let address = if is_v6 {
         IpAddr::V6(Ipv6Addr::from(octets))
     } else {
         IpAddr::V4(Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]))
     };
     let one_family = !is_v6 || attribute(record.get(RECORD_BYTES..)?, INET_DIAG_SKV6ONLY) == Some(1);
-    Some(Listener { address, port, cookie: u64::from(high) << 32 | u64::from(low), one_family })
+    Some(Listener { address, port, cookie: cookie_in(record)?, one_family })
+}
+
+/// The kernel writes the cookie as two words, the low one first.
+fn cookie_in(record: &[u8]) -> Option<u64> {
+    let low = u32::from_ne_bytes(record.get(44..48)?.try_into().ok()?);
+    let high = u32::from_ne_bytes(record.get(48..52)?.try_into().ok()?);
+    Some(u64::from(high) << 32 | u64::from(low))
 }
 
 /// The first byte of an attribute's value.

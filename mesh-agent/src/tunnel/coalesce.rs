@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker, ready};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -27,6 +28,10 @@ pub(super) const GATHER_MAX_BYTES: usize = 64 * 1024;
 /// A write at least this large goes to TLS as it is, when nothing is gathered before it: a copy would cost more
 /// than a system call.
 const DIRECT_MIN_BYTES: usize = 16 * 1024;
+/// How long a closed tunnel waits for the peer to close its side.
+const LINGER: Duration = Duration::from_secs(1);
+/// Bytes that are read and dropped meanwhile; a peer that sends more has its reset.
+const LINGER_MAX_BYTES: usize = 64 * 1024;
 /// Capacity that an emptied gather buffer keeps: an idle tunnel holds next to nothing.
 const KEEP_CAPACITY_BYTES: usize = 4 * 1024;
 
@@ -55,6 +60,7 @@ pub(super) struct Coalesce<T> {
     turn: Arc<TurnEnd>,
     waiting: bool,
     worth: Worth,
+    linger: Option<Linger>,
     state: Rc<IoState>,
 }
 
@@ -84,6 +90,12 @@ impl Worth {
         self.hasty = 0;
         self.vain = if gathered > self.before { 0 } else { self.vain.saturating_add(1) };
     }
+}
+
+/// The wait for the peer's end, after ours.
+struct Linger {
+    end: Pin<Box<tokio::time::Sleep>>,
+    dropped: usize,
 }
 
 /// Learns from the scheduler that the turn is over.
@@ -116,6 +128,7 @@ impl<T: AsyncWrite + Unpin> Coalesce<T> {
             turn: Arc::default(),
             waiting: false,
             worth: Worth::default(),
+            linger: None,
             state,
         }
     }
@@ -162,6 +175,26 @@ impl<T: AsyncWrite + Unpin> Coalesce<T> {
     }
 }
 
+impl<T: AsyncRead + Unpin> Coalesce<T> {
+    /// Ready when the peer has closed its side too, or had its time. A socket that is closed with something
+    /// unread (a window update is enough) is reset, and what the kernel has not sent by then is lost (RFC 2525, 2.17).
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let linger = self
+            .linger
+            .get_or_insert_with(|| Linger { end: Box::pin(tokio::time::sleep(LINGER)), dropped: 0 });
+        let mut scrap = [0; 4096];
+        while linger.dropped < LINGER_MAX_BYTES {
+            let mut buf = ReadBuf::new(&mut scrap);
+            match Pin::new(&mut self.inner).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => linger.dropped += buf.filled().len(),
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return linger.end.as_mut().poll(cx),
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
 /// Notes why the connection broke before the engine turns the error into text.
 fn note<R>(state: &IoState, result: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
     if let Poll::Ready(Err(error)) = &result
@@ -194,7 +227,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Coalesce<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesce<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Coalesce<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
@@ -248,7 +281,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesce<T> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_drain(cx))?;
-        Pin::new(&mut this.inner).poll_shutdown(cx)
+        if this.linger.is_none() {
+            ready!(this.poll_drain(cx))?;
+            ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
+        }
+        this.poll_linger(cx).map(Ok)
     }
 }

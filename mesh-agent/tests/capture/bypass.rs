@@ -154,6 +154,21 @@ fn a_flow_whose_pods_cannot_reach_each_other_is_destroyed_at_both_ends_and_nothi
         client.space.ip("link set eth0 up");
         client.space.ip("-6 addr replace fd99::2/64 dev eth0 nodad");
         client.space.ip("route replace default via 10.99.0.1");
+        // The connection was ended, not what listens for the next.
+        let next = client.space.connect(target).unwrap();
+        assert_eq!(accept_app(&app).1, next.local_addr().unwrap());
+        drop(next);
+        eventually("the next is gone", || agent.handle().flows().unwrap().is_empty());
+        // An end that knows already: the reset of the other was there first.
+        let _reset = client.space.connect(target).unwrap();
+        let (mut served, _) = accept_app(&app);
+        let flow = agent.handle().flows().unwrap()[0];
+        let ends = FlowEnds { opener: Some(&from.netns), server: Some(&to.netns) };
+        assert!(agent.handle().destroy(&flow, ends).unwrap());
+        assert!(served.read(&mut [0; 1]).is_err());
+        drop(client.space.connect(target).unwrap());
+        accept_app(&app);
+        eventually("the last is gone", || agent.handle().flows().unwrap().is_empty());
     }
 }
 

@@ -30,9 +30,32 @@ fn a_connection_is_ended_once_and_only_by_its_cookie() {
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (mut server, _) = listener.accept().unwrap();
     let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
-    assert!(!destroy(local, remote, Some(cookie_of(&client) + 1_000_000)).unwrap());
-    assert!(destroy(local, remote, Some(cookie_of(&client))).unwrap());
+    assert!(!destroy(local, remote, cookie_of(&client) + 1_000_000).unwrap());
+    assert!(destroy(local, remote, cookie_of(&client)).unwrap());
     let error = server.read(&mut [0; 1]).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET));
-    assert!(!destroy(local, remote, Some(cookie_of(&client))).unwrap());
+    assert!(!destroy(local, remote, cookie_of(&client)).unwrap());
+}
+
+#[test]
+fn a_connection_is_found_by_its_addresses_and_a_listener_is_never_taken_for_one() {
+    for at in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
+        let listener = TcpListener::bind(at).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let to = SocketAddr::new(
+            if at.starts_with("[::1]") { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() },
+            port,
+        );
+        let client = TcpStream::connect(to).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let from = client.local_addr().unwrap();
+        let found = connection(to, from).unwrap();
+        assert_eq!(found, Some(cookie_of(&server)), "{at}");
+        assert!(destroy(to, from, found.unwrap()).unwrap());
+        assert_eq!(server.read(&mut [0; 1]).unwrap_err().raw_os_error(), Some(libc::ECONNABORTED));
+        assert_eq!(connection(to, from).unwrap(), None, "{at}: the listener would take the next one");
+        let again = TcpStream::connect(to).unwrap();
+        listener.accept().unwrap();
+        drop((client, again));
+    }
 }

@@ -161,6 +161,17 @@ fn what_many_streams_send_in_one_turn_leaves_in_one_write() {
 /// Accepts everything and notes each write.
 struct Sink(Rc<Cell<usize>>, Vec<u8>);
 
+/// A peer that says nothing more.
+impl tokio::io::AsyncRead for Sink {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl tokio::io::AsyncWrite for Sink {
     fn poll_write(
         mut self: std::pin::Pin<&mut Self>,
