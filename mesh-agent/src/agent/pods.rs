@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -171,7 +170,7 @@ impl Pods {
             changes.withdrawn.push((attached.set.pod.clone(), attached.set.cookie));
             let here = world.workload(&id).filter(|workload| *workload.node == *shared.node);
             let same = |now: PodAttachment| !moved(&now, &attached);
-            if !here.and_then(|workload| attachment(world, workload)).is_some_and(same) {
+            if !here.and_then(|workload| attachment(world, workload, &self.namespaces)).is_some_and(same) {
                 let Attached { pod, attachment, .. } = attached;
                 changes.departed.push(Departed { pod, addresses: attachment.addresses });
             }
@@ -449,9 +448,13 @@ fn moved(wanted: &PodAttachment, attached: &Attached) -> bool {
     wanted.addresses != attached.attachment.addresses || !names(&wanted.netns, &attached.pod.netns)
 }
 
-/// Whether the file names this namespace. A file that cannot be looked at says nothing against it, one that is not
-/// there does.
-fn names(path: &Path, netns: &NetNs) -> bool {
+/// Whether this is how the namespace is named. A file that cannot be looked at says nothing against it, one that is
+/// not there does; a namespace that is held open is itself.
+fn names(namespace: &Namespace, netns: &NetNs) -> bool {
+    let path = match namespace {
+        Namespace::Open(open) => return open.cookie() == netns.cookie(),
+        Namespace::Path(path) => path,
+    };
     let known = match nix::sys::stat::fstat(netns.as_fd()) {
         Ok(known) => known,
         Err(_) => return true,

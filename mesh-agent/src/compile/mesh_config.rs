@@ -3,6 +3,9 @@
 //! undo another. [`settings`] says of each field whether it is in force. Called by `compile::document` and, for what
 //! is in force, by whoever shows a status.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::pod::named;
@@ -11,6 +14,7 @@ use crate::api::ConfigMap;
 use crate::api::istio::install;
 use crate::api::istio::mesh::{MeshConfig, OutboundMode};
 use crate::api::names::{DENIED_KEY, MESH_CONFIG_KEY, MESH_CONFIG_MAP, SYSTEM_NAMESPACE};
+use crate::model::Identity;
 use crate::model::identity::check_trust_domain;
 
 /// Where Istio writes its access log when it is on. The agent's own log stands for both.
@@ -53,17 +57,25 @@ pub(super) fn config_map(head: &Head<'_>, value: &Value, out: &mut Compiled) {
             None
         }
     };
-    put(config, text(DENIED_KEY).unwrap_or_default(), out);
+    let (denied, faults) = super::denied::parse(text(DENIED_KEY).unwrap_or_default());
+    for (line, fault) in faults {
+        out.diagnostics.push(head.error(
+            &format!("data.{DENIED_KEY}"),
+            &format!("line {line} denies nobody: {fault}"),
+            "write one SPIFFE id a line, such as spiffe://cluster.local/ns/shop/sa/web",
+        ));
+    }
+    put(config, denied, out);
 }
 
 /// Settings that were refused leave those before them in force; the deny list beside them holds at once.
-fn put(config: Option<MeshConfig>, denied: &str, out: &mut Compiled) {
+fn put(config: Option<MeshConfig>, denied: BTreeSet<Identity>, out: &mut Compiled) {
     if config.is_none() {
         for one in out.diagnostics.iter_mut().filter(|one| one.severity == Severity::Error) {
             "the settings before stay in force".clone_into(&mut one.effect);
         }
     }
-    let facts = MeshFacts { config, denied: denied.into() };
+    let facts = MeshFacts { config, denied: Arc::new(denied) };
     out.objects.push((key(), Object::MeshConfig(Box::new(facts))));
 }
 
@@ -90,7 +102,7 @@ pub(super) fn operator(head: &Head<'_>, value: &Value, out: &mut Compiled) {
     }
     let config = spec.get("meshConfig").unwrap_or(&Value::Null);
     let config = mesh_config(head, "spec.meshConfig", config, &mut out.diagnostics);
-    put(config, "", out);
+    put(config, BTreeSet::new(), out);
 }
 
 /// The settings that `value`, found at `at` of the document, asks for; none if it is refused.

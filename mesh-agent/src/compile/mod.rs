@@ -180,8 +180,8 @@ pub struct EndpointFacts {
 pub struct MeshFacts {
     /// None where the text was refused: what was in force before stays.
     pub config: Option<MeshConfig>,
-    /// Text of the deny list; it holds whatever the settings beside it look like.
-    pub denied: Arc<str>,
+    /// The deny list; it holds whatever the settings beside it look like.
+    pub denied: Arc<BTreeSet<Identity>>,
 }
 
 /// What became of one document.

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::routes;
 use crate::api::istio::security;
 use crate::ca::store::FIELD_MANAGER;
-use crate::compile::{self, Context, Diagnostic, MeshSettings, Severity};
+use crate::compile::{self, Context, Diagnostic, MeshSettings, Origin, Severity};
 
 /// The condition's type.
 pub const ACCEPTED: &str = "Accepted";
@@ -203,7 +203,7 @@ impl StatusWriter {
 
 /// What `compile` has to say.
 pub fn findings(mesh: &MeshSettings, object: &Value) -> Vec<Diagnostic> {
-    compile::document(&Context { mesh, source: "cluster" }, object).diagnostics
+    compile::document(&Context { mesh, source: "cluster", origin: Origin::Cluster }, object).diagnostics
 }
 
 /// The condition that follows from the findings.

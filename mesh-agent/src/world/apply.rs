@@ -9,8 +9,8 @@ use imbl::{OrdMap, OrdSet};
 
 use super::few::Few;
 use super::{Claim, Named, PodEntry, World};
-use crate::compile::{EndpointFacts, Kind, Object, ObjectKey, PodFacts, PortFacts, SliceFacts};
-use crate::model::{Endpoint, Service, ServiceId, ServicePort, Workload, WorkloadId};
+use crate::compile::{EndpointFacts, Kind, MeshSettings, Object, ObjectKey, PodFacts, PortFacts, SliceFacts};
+use crate::model::{Endpoint, Identity, Service, ServiceId, ServicePort, Workload, WorkloadId};
 
 /// A change of one object.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,9 +52,13 @@ impl World {
             Object::PeerAuthentication(policy) => insert(&mut self.peer_auths, key, policy),
             Object::AuthorizationPolicy(policy) => insert(&mut self.authz, key, policy),
             Object::MeshConfig(facts) => {
-                let Some(config) = facts.config else { return false };
-                let changed = *self.config != config;
-                self.config = Arc::new(config);
+                let mut changed = self.deny(facts.denied);
+                if let Some(config) = facts.config
+                    && *self.config != config
+                {
+                    self.config = Arc::new(config);
+                    changed = true;
+                }
                 changed
             }
         }
@@ -75,9 +79,19 @@ impl World {
             Kind::AuthorizationPolicy => remove(&mut self.authz, key).is_some(),
             Kind::MeshConfig => {
                 self.config = Arc::default();
+                self.deny(Arc::default());
                 true
             }
         }
+    }
+
+    /// The identities that may not talk to anybody; says whether they are others than before.
+    fn deny(&mut self, denied: Arc<BTreeSet<Identity>>) -> bool {
+        let changed = self.mesh.denied != denied;
+        if changed {
+            self.mesh = Arc::new(MeshSettings { denied, ..(*self.mesh).clone() });
+        }
+        changed
     }
 
     fn namespace(&mut self, name: &Arc<str>, enrolled: bool) -> bool {

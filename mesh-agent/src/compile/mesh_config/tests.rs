@@ -100,6 +100,6 @@ fn a_deny_list_holds_though_the_settings_beside_it_are_broken() {
     let compiled = compile(&text);
     let Some((_, Object::MeshConfig(facts))) = compiled.objects.first() else { panic!("{compiled:?}") };
     assert_eq!(facts.config, None);
-    assert_eq!(&*facts.denied, "spiffe://a/ns/b/sa/c\n");
+    assert_eq!(*facts.denied, BTreeSet::from(["spiffe://a/ns/b/sa/c".parse().unwrap()]));
     assert_eq!(compiled.diagnostics[0].effect, "the settings before stay in force");
 }

@@ -31,12 +31,8 @@ pub(crate) fn get(url: &str, headers: &[String]) -> Result<(), Failure> {
         .map_err(broken)?;
     let mut read = BufReader::new(stream);
     let mut line = String::new();
-    let status = loop {
-        line.clear();
-        read.read_line(&mut line).map_err(broken)?;
-        if let Some(code) = line.split(' ').nth(1).and_then(|code| code.parse::<u16>().ok()) {
-            break code;
-        }
+    read.read_line(&mut line).map_err(broken)?;
+    let Some(status) = line.split(' ').nth(1).and_then(|code| code.parse::<u16>().ok()) else {
         return Err(Failure::new(BROKEN, format!("{url}: no HTTP answer, but {line:?}")));
     };
     let mut length = None;
@@ -80,7 +76,7 @@ pub(crate) fn hold(to: &str) -> Result<(), Failure> {
 fn connect(authority: &str, default: u16) -> Result<TcpStream, Failure> {
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !host.ends_with(':') && !port.contains(']') => {
-            (host, port.parse().map_err(|_| Failure::new(2, format!("port {port}?")))?)
+            (host, port.parse().map_err(|error| Failure::new(2, format!("port {port}: {error}")))?)
         }
         _ => (authority, default),
     };

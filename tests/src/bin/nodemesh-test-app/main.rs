@@ -39,8 +39,11 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let rest = words.get(1..).unwrap_or_default();
     let first = rest.first().map(String::as_str);
-    let port =
-        || first.map_or(Ok(PORT), |text| text.parse().map_err(|_| Failure::new(2, format!("port {text}?"))));
+    let port = || {
+        first.map_or(Ok(PORT), |text| {
+            text.parse().map_err(|error| Failure::new(2, format!("port {text}: {error}")))
+        })
+    };
     let done = match (words.first().map(String::as_str), first) {
         (Some("serve"), _) => port().and_then(http::serve),
         (Some("echo"), _) => port().and_then(http::echo),
