@@ -111,5 +111,5 @@ fn a_denial_names_resource_verb_and_role_and_ends_when_the_right_is_given() {
     assert!(!watching.handle.is_synced(), "without the pods the agent must not be ready");
     api.apply(&rights("configmaps, namespaces, nodes, services, pods")).unwrap();
     watching.until("everything is read", |this| this.handle.is_synced());
-    assert_eq!(watching.status().stale_since(), None);
+    watching.until("nothing is stale", |this| this.status().stale_since().is_none());
 }

@@ -154,7 +154,9 @@ proptest! {
         }
         let mut anew = World::new(MeshSettings::default());
         // Worst order: what is derived comes before what it is derived from.
-        last.into_iter().rev().for_each(|(key, object)| anew.apply(Change::Put(key, Box::new(object))));
+        for (key, object) in last.into_iter().rev() {
+            anew.apply(Change::Put(key, Box::new(object)));
+        }
         prop_assert_eq!(view(&world), view(&anew));
     }
 }
