@@ -20,8 +20,9 @@ fn a_cluster_is_read_as_a_whole_and_then_followed_change_by_change() {
     assert_eq!(a.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
     assert!(a.uid().is_some_and(|uid| uid.len() == 36), "{:?}", a.id);
     let vip = watching.world().services().find(|service| &*service.name == "web").unwrap().vips[0];
-    let endpoints = watching.world().service_at(vip).unwrap().ports[0].endpoints.clone();
-    assert_eq!(endpoints[0].workload.as_ref(), Some(&a.id));
+    let world = watching.world();
+    let endpoint = &world.service_at(vip).unwrap().ports[0].endpoints[0];
+    assert_eq!(endpoint.workload.as_ref(), Some(&a.id));
 
     api.apply(&pod("b")).unwrap();
     watching.until("a new pod", |this| this.pod("b").is_some());
