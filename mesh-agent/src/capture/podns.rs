@@ -210,25 +210,16 @@ impl PodNamespaces {
             return;
         }
         self.next_scan = Some(now + SCAN_MIN);
-        let results = match self.scan(&search) {
-            Ok(results) => {
-                self.problem = None;
-                results
-            }
-            Err(error) => {
-                let file = self.proc_dir.join("1/ns/net");
-                let problem = format!(
-                    "the node's own namespace, {}, cannot be told: {error}; the agent needs the node's processes \
-                     (hostPID) and the capability SYS_PTRACE",
-                    file.display()
-                );
-                if self.problem.as_ref() != Some(&problem) {
-                    tracing::warn!("{problem}");
-                }
-                self.problem = Some(problem);
-                HashMap::new()
-            }
-        };
+        let (results, denied) = self.scan(&search);
+        let problem = denied.map(|process| {
+            format!(
+                "the namespace of process {process} may not be read; the agent needs the capability SYS_PTRACE"
+            )
+        });
+        if problem.is_some() != self.problem.is_some() {
+            problem.iter().for_each(|problem| tracing::warn!("{problem}"));
+        }
+        self.problem = problem;
         for one in search {
             match results.get(one.id) {
                 Some((process, file)) => self.take(one, *process, *file),
@@ -271,10 +262,14 @@ impl PodNamespaces {
         self.changes += 1;
     }
 
-    /// Looks through all processes once. Returns process and namespace of each pod that was found.
-    fn scan(&self, search: &[&Wanted<'_>]) -> io::Result<HashMap<WorkloadId, Place>> {
-        let mut results = HashMap::new();
-        let (_, host) = namespace_file(&self.proc_dir, 1)?;
+    /// Looks through all processes once. Returns process and namespace of each pod that was found, and a process of
+    /// one of the others whose namespace may not be read.
+    fn scan(&self, search: &[&Wanted<'_>]) -> (HashMap<WorkloadId, Place>, Option<u32>) {
+        let (mut results, mut denied) = (HashMap::new(), None);
+        // The agent lives in the node's network; the first process does too, where it may be looked at.
+        let own = fs::metadata("/proc/thread-self/ns/net").map(|found| (found.dev(), found.ino()));
+        let first = namespace_file(&self.proc_dir, 1).map(|(_, file)| file);
+        let host: Vec<(u64, u64)> = own.into_iter().chain(first).collect();
         let pods: HashMap<&str, &Wanted<'_>> = search.iter().map(|one| (one.uid, *one)).collect();
         let containers: HashMap<&str, &Wanted<'_>> =
             search.iter().flat_map(|one| one.containers.iter().map(move |id| (&**id, *one))).collect();
@@ -289,15 +284,23 @@ impl PodNamespaces {
                 None => None,
             };
             let Some(one) = one.filter(|one| !results.contains_key(one.id)) else { continue };
-            let Ok((_, file)) = namespace_file(&self.proc_dir, process) else { continue };
+            let file = match namespace_file(&self.proc_dir, process) {
+                Ok((_, file)) => file,
+                Err(error) => {
+                    if error.kind() == io::ErrorKind::PermissionDenied {
+                        denied = Some(process);
+                    }
+                    continue;
+                }
+            };
             let good = *judged
                 .entry((one.id, file))
-                .or_insert_with(|| file != host && addresses::holds(&root, one.addresses));
+                .or_insert_with(|| !host.contains(&file) && addresses::holds(&root, one.addresses));
             if good {
                 results.insert(one.id.clone(), (process, file));
             }
         }
-        Ok(results)
+        (results, denied)
     }
 }
 

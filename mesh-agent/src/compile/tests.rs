@@ -11,7 +11,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("networking.istio.io/v1", "ServiceEntry"),
     ("security.istio.io/v1beta1", "RequestAuthentication"),
     ("telemetry.istio.io/v1alpha1", "Telemetry"),
-    ("install.istio.io/v1alpha1", "IstioOperator"),
     ("gateway.networking.k8s.io/v1", "HTTPRoute"),
 ];
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use super::few::Few;
-use super::{Claim, Named, PodEntry, World};
+use super::{Age, Claim, Named, PodEntry, World};
 use crate::compile::{EndpointFacts, Kind, MeshSettings, Object, ObjectKey, PodFacts, PortFacts, SliceFacts};
 use crate::model::{Endpoint, Identity, Service, ServiceId, ServicePort, Workload, WorkloadId};
 
@@ -122,6 +122,7 @@ impl World {
 
     fn put_pod(&mut self, key: &ObjectKey, facts: PodFacts) -> bool {
         let PodFacts { mut workload, created } = facts;
+        let created = Age::try_from(created.max(0)).unwrap_or(Age::MAX);
         let eligible = workload.enrolled;
         workload.enrolled = eligible && self.enrolled_namespaces.contains(&key.namespace);
         let entry = PodEntry { workload: Arc::new(workload), eligible, created };
@@ -173,12 +174,13 @@ impl World {
         true
     }
 
-    fn claim(&mut self, address: IpAddr, created: i64, id: &WorkloadId) {
+    fn claim(&mut self, address: IpAddr, created: Age, id: &WorkloadId) {
         let mut claims = self.claims.get(&address).cloned().unwrap_or_default();
         if claims.iter().any(|claim| claim.id == *id) {
             return;
         }
-        self.claim_count += 1;
+        // After four thousand million claims two pods of one second may change places: nothing depends on it.
+        self.claim_count = self.claim_count.wrapping_add(1);
         claims.insert(Claim { created, count: self.claim_count, id: id.clone() });
         self.claims.insert(address, claims);
     }
@@ -200,7 +202,7 @@ impl World {
         all.flat_map(Few::iter).cloned().collect()
     }
 
-    fn put_slice(&mut self, key: &ObjectKey, facts: SliceFacts) -> bool {
+    fn put_slice(&mut self, key: &ObjectKey, mut facts: SliceFacts) -> bool {
         let filed = self.slices.get(&key.namespace).and_then(|all| all.get(&facts.service)?.get(&key.name));
         if filed.is_some_and(|filed| **filed == facts) {
             return false;
@@ -208,6 +210,14 @@ impl World {
         let owner = self.slice_owner.get(&key.namespace).and_then(|all| all.get(&key.name));
         if owner.is_some_and(|owner| *owner != facts.service) {
             self.remove_slice(key);
+        }
+        // The pods' own names where they are known: they are half of what an endpoint costs.
+        if let Some(pods) = self.pods.get(&key.namespace) {
+            for pod in facts.endpoints.iter_mut().filter_map(|endpoint| endpoint.pod.as_mut()) {
+                if let Some(known) = pods.get(&**pod) {
+                    *pod = Arc::clone(&known.workload.name);
+                }
+            }
         }
         let service = Arc::clone(&facts.service);
         file_named(&mut self.slice_owner, key, Arc::clone(&service));
@@ -242,9 +252,6 @@ impl World {
         }
         for endpoint in service.ports.iter().flat_map(|port| port.endpoints.iter()) {
             file(&mut self.endpoint_users, &endpoint.address.ip(), id);
-            if let Some(workload) = &endpoint.workload {
-                file(&mut self.serving, workload, id);
-            }
         }
         self.services.insert(id.clone(), Arc::new(service));
     }
@@ -255,9 +262,6 @@ impl World {
         }
         for endpoint in old.ports.iter().flat_map(|port| port.endpoints.iter()) {
             unfile(&mut self.endpoint_users, &endpoint.address.ip(), id);
-            if let Some(workload) = &endpoint.workload {
-                unfile(&mut self.serving, workload, id);
-            }
         }
     }
 

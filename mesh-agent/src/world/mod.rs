@@ -54,13 +54,11 @@ pub struct World {
     vips: OrdMap<IpAddr, Few<ServiceId>>,
     /// Which Services have an endpoint at an address: they are derived anew when its owner changes.
     endpoint_users: OrdMap<IpAddr, Few<ServiceId>>,
-    /// The Services that a workload is an endpoint of.
-    serving: OrdMap<WorkloadId, Few<ServiceId>>,
     peer_auths: Named<Arc<PeerAuth>>,
     authz: Named<Arc<AuthzPolicy>>,
     diagnostics: Arc<[Diagnostic]>,
     /// Counts address claims, so that of two pods without a creation time the later one is the newer.
-    claim_count: u64,
+    claim_count: u32,
 }
 
 /// A pod's workload and what the world needs to derive it again.
@@ -69,14 +67,17 @@ struct PodEntry {
     workload: Arc<Workload>,
     /// Would be enrolled if its namespace were.
     eligible: bool,
-    created: i64,
+    created: Age,
 }
+
+/// Seconds since 1970, 0 when unknown: half the size of what the API uses, and good until 2106.
+type Age = u32;
 
 /// Ordered by age: creation time, then the order in which the claims came.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claim {
-    created: i64,
-    count: u64,
+    created: Age,
+    count: u32,
     id: WorkloadId,
 }
 
@@ -99,7 +100,6 @@ impl World {
             services: OrdMap::new(),
             vips: OrdMap::new(),
             endpoint_users: OrdMap::new(),
-            serving: OrdMap::new(),
             peer_auths: OrdMap::new(),
             authz: OrdMap::new(),
             diagnostics: Arc::new([]),
@@ -178,6 +178,16 @@ impl World {
         peer_auth::mode(self, dst, port)
     }
 
+    /// Whether a Service has this workload as an endpoint. Most are ruled out by the address alone.
+    fn has_endpoint(&self, namespace: &str, service: &str, workload: &Workload) -> bool {
+        let users = workload.addresses.iter().filter_map(|address| self.endpoint_users.get(address));
+        let id = users.flat_map(Few::iter).find(|id| id.0.split_once('/') == Some((namespace, service)));
+        id.and_then(|id| self.services.get(id)).is_some_and(|service| {
+            let mut endpoints = service.ports.iter().flat_map(|port| port.endpoints.iter());
+            endpoints.any(|endpoint| endpoint.workload.as_ref() == Some(&workload.id))
+        })
+    }
+
     /// What was found wrong in the last load.
     pub fn diagnostics(&self) -> &[Diagnostic] {
         &self.diagnostics
@@ -227,10 +237,7 @@ impl Snapshot for World {
             self.service_facts.get(namespace).and_then(|all| all.get(service)).is_some_and(|facts| {
                 !facts.selector.is_empty() && peer_auth::selects(&facts.selector, &workload.labels)
             });
-        selected
-            || self.serving.get(&workload.id).is_some_and(|services| {
-                services.iter().any(|id| id.0.split_once('/') == Some((namespace, service)))
-            })
+        selected || self.has_endpoint(namespace, service, workload)
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
@@ -85,7 +86,14 @@ impl Space {
     /// A process that does nothing in this namespace; its number.
     pub(crate) fn sleeper(&self) -> i32 {
         let line = format!("nsenter --net={} sleep 600 >/dev/null 2>&1 & echo $!", self.path().display());
-        shell().lock().run(&line).1.trim().parse().unwrap()
+        let process: i32 = shell().lock().run(&line).1.trim().parse().unwrap();
+        let own = self.netns.file().unwrap();
+        let inside = || {
+            let found = std::fs::metadata(format!("/proc/{process}/ns/net"));
+            found.is_ok_and(|found| (found.dev(), found.ino()) == own)
+        };
+        eventually("the process is in the namespace", inside);
+        process
     }
 
     pub(crate) fn listen(&self, at: &str) -> TcpListener {

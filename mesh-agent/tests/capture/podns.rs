@@ -52,7 +52,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         for process in &self.processes {
-            let _gone_already = kill(Pid::from_raw(*process), Signal::SIGKILL);
+            let _gone = kill(Pid::from_raw(*process), Signal::SIGKILL);
         }
         let until = Instant::now() + Duration::from_secs(5);
         let mut path = self.path.clone();

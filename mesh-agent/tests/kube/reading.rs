@@ -20,8 +20,9 @@ fn a_cluster_is_read_as_a_whole_and_then_followed_change_by_change() {
     assert_eq!(a.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
     assert!(a.uid().is_some_and(|uid| uid.len() == 36), "{:?}", a.id);
     let vip = watching.world().services().find(|service| &*service.name == "web").unwrap().vips[0];
-    let endpoints = std::sync::Arc::clone(&watching.world().service_at(vip).unwrap().ports[0].endpoints);
-    assert_eq!(endpoints[0].workload.as_ref(), Some(&a.id));
+    let world = watching.world();
+    let endpoint = &world.service_at(vip).unwrap().ports[0].endpoints[0];
+    assert_eq!(endpoint.workload.as_ref(), Some(&a.id));
 
     api.apply(&pod("b")).unwrap();
     watching.until("a new pod", |this| this.pod("b").is_some());
@@ -111,5 +112,5 @@ fn a_denial_names_resource_verb_and_role_and_ends_when_the_right_is_given() {
     assert!(!watching.handle.is_synced(), "without the pods the agent must not be ready");
     api.apply(&rights("configmaps, namespaces, nodes, services, pods")).unwrap();
     watching.until("everything is read", |this| this.handle.is_synced());
-    assert_eq!(watching.status().stale_since(), None);
+    watching.until("nothing is stale", |this| this.status().stale_since().is_none());
 }

@@ -43,7 +43,9 @@ fn component(name: &str) -> Option<Owner> {
     let bare = name.strip_suffix(".slice").or_else(|| name.strip_suffix(".scope")).unwrap_or(name);
     // `pod` begins the name or comes after a dash, so that it is no part of another word.
     let pod = bare.match_indices("pod").filter(|(at, _)| *at == 0 || bare[..*at].ends_with('-'));
-    let uid = pod.filter_map(|(at, word)| uid(&bare[at + word.len()..])).last();
+    // containerd writes `SLICE:cri-containerd:ID` where the systemd driver is not used for its own groups.
+    let named = |rest: &str| uid(rest.split(['.', ':']).next().unwrap_or_default());
+    let uid = pod.filter_map(|(at, word)| named(&bare[at + word.len()..])).last();
     if let Some(uid) = uid {
         return Some(Owner::Pod(uid));
     }

@@ -183,7 +183,10 @@ impl Feed {
                 }
                 // The gap is too old to be told about: list again.
                 Err(Stop::Error(_, WireError::Gone)) => self.since = None,
-                Err(Stop::Error(_, WireError::Invalid(reason))) if self.streaming && self.since.is_none() => {
+                // Older servers do not know the wish; one on an etcd without progress requests answers 500.
+                Err(Stop::Error(_, WireError::Invalid(reason) | WireError::Incapable(reason)))
+                    if self.streaming && self.since.is_none() =>
+                {
                     tracing::debug!(resource = %self.watched, reason, "the API server does not list by a watch; asking for pages");
                     self.streaming = false;
                 }
@@ -352,7 +355,7 @@ impl Feed {
 pub(super) fn problem(verb: &'static str, error: WireError) -> Problem {
     match error {
         WireError::Denied(message) => Problem::Denied { verb, message },
-        WireError::Unreachable(message) => Problem::Unreachable(message),
+        WireError::Unreachable(message) | WireError::Incapable(message) => Problem::Unreachable(message),
         other => Problem::Refused(other.to_string()),
     }
 }

@@ -49,6 +49,9 @@ pub(super) enum WireError {
     /// 400 or 422: the server does not know what was asked.
     #[error("{0}")]
     Invalid(String),
+    /// 500: the server cannot do this, now or ever; it does not say which.
+    #[error("{0}")]
+    Incapable(String),
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
@@ -240,7 +243,8 @@ fn meaning(code: u16, message: &str) -> WireError {
         410 => WireError::Gone,
         400 | 422 => WireError::Invalid(message),
         // Not its own fault: it starts, ends, is overloaded, or stands behind a proxy that does not reach it.
-        429 | 500..=599 => WireError::Unreachable(format!("{code}: {message}")),
+        500 => WireError::Incapable(format!("500: {message}")),
+        429 | 501..=599 => WireError::Unreachable(format!("{code}: {message}")),
         _ => WireError::Refused(format!("{code}: {message}")),
     }
 }
