@@ -2,9 +2,11 @@
 //! them in order. Owns: the lifetime of every task and thread of the agent. Never: decides anything itself.
 //! Called by `main`.
 
+mod cni;
 mod drain;
 mod judge;
 mod pods;
+mod probers;
 mod servers;
 mod succession;
 mod view;
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use self::cni::Cni;
 use self::pods::Pods;
 use self::servers::Servers;
 use self::succession::Succession;
@@ -78,6 +81,9 @@ struct Agent {
     pods: Pods,
     workers: Vec<WorkerHandle>,
     succession: Succession,
+    cni: Cni,
+    /// Looks for the node's kubelet; none where it could not be recognised.
+    probers: Option<tokio::task::JoinHandle<()>>,
     servers: Servers,
     /// What the admin API reads; brought up to date by the control loop.
     view: Arc<NodeView>,
@@ -138,6 +144,8 @@ impl Agent {
         let mut agent = Self {
             pods: Pods::new(succession.adopted(), succession.frozen()),
             heartbeat: tokio::spawn(heartbeat(shared.capture.clone())),
+            cni: Cni::new(&settings),
+            probers: probers::start(&shared.capture, &settings.proc_dir),
             servers: Servers::default(),
             settings,
             shared,
@@ -169,6 +177,7 @@ impl Agent {
         if !planned {
             // A port that is taken is found out before any pod is captured, and "starting" is a true answer.
             self.servers.start(&self.settings, &self.view, planned).await?;
+            self.cni.open(self.view.metrics(), planned)?;
         }
         self.reconcile().await?;
         let late = self.succession.ready().await;
@@ -188,7 +197,9 @@ impl Agent {
         }
         if planned {
             self.servers.start(&self.settings, &self.view, planned).await?;
+            self.cni.open(self.view.metrics(), planned)?;
         }
+        self.cni.install(&self.settings)?;
         self.succession.serve_successors(&self.settings).await?;
         self.view.set_state(State::Ready);
         tracing::info!(
@@ -236,6 +247,12 @@ impl Agent {
                     recheck = None;
                     self.judge_flows();
                 }
+                asked = self.cni.next() => {
+                    if self.cni.ask(asked, &mut self.pods) {
+                        self.reconcile().await?;
+                    }
+                    self.answer_cni().await?;
+                }
                 _ = tick.tick() => self.tick().await?,
             }
         }
@@ -252,7 +269,21 @@ impl Agent {
         } else if !self.pods.pending.is_empty() {
             self.reconcile().await?;
         }
+        self.answer_cni().await?;
         self.succession.mend_holder(&self.pods).await;
+        Ok(())
+    }
+
+    /// Enrols the pods whose network has just been made, and lets their runtime go on.
+    async fn answer_cni(&mut self) -> anyhow::Result<()> {
+        if !self.cni.is_waited_for() {
+            return Ok(());
+        }
+        let world = self.shared.store.load();
+        if self.cni.note(&world, &mut self.pods) {
+            self.reconcile().await?;
+        }
+        self.cni.settle(&world, &self.pods);
         Ok(())
     }
 
@@ -262,7 +293,7 @@ impl Agent {
         self.reconcile().await?;
         judge::cut_forbidden(&self.shared);
         self.judge_flows();
-        Ok(())
+        self.answer_cni().await
     }
 
     /// Brings pods, verdicts and the holder in line with the current snapshot.
@@ -273,6 +304,7 @@ impl Agent {
         // The verdicts before anything that may take time: they are what policy is for flows of this node.
         self.publish_verdicts();
         self.succession.keep(&self.pods, &changes).await;
+        self.cni.keep_roll(&world);
         self.view.update(&self.pods);
         Ok(())
     }
@@ -358,6 +390,10 @@ impl Agent {
         let since = Instant::now();
         let mut result = Ok(());
         self.heartbeat.abort();
+        if let Some(probers) = self.probers.take() {
+            probers.abort();
+        }
+        self.cni.close();
         self.view.set_state(State::Draining);
         tracing::info!(?end, connections = self.shared.connections.len(), "draining");
         if end == End::Signal {

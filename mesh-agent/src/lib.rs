@@ -4,6 +4,7 @@ pub mod agent;
 pub mod api;
 pub mod capture;
 pub mod cli;
+pub mod cni;
 pub mod compile;
 pub mod config;
 pub mod decide;

@@ -17,7 +17,7 @@ use mesh_common::{
     listen_families, listen_key,
 };
 
-use crate::maps::{FLOWS, LEGS, LISTEN, PODS, ROLES, count, raw, tell, tell_later};
+use crate::maps::{FLOWS, LEGS, LISTEN, LOCAL, PODS, ROLES, count, raw, tell, tell_later};
 use crate::note::note;
 
 const OP_TCP_CONNECT: u32 = 3;
@@ -48,6 +48,9 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
 #[inline(always)]
 fn opened(ops: *mut bpf_sock_ops) {
     let Some(state) = role_of(ops) else { return };
+    if state.role == SocketRole::PROBE {
+        return probes(ops);
+    }
     if state.role != SocketRole::LEG && state.role != SocketRole::BYPASS {
         return;
     }
@@ -67,6 +70,24 @@ fn opened(ops: *mut bpf_sock_ops) {
         FLOWS.insert(&key, &flow, ANY)
     };
     if filed.is_err() {
+        count(Counter::FlowsFull);
+        return;
+    }
+    watch_state(ops);
+}
+
+/// Filed among the legs, under the slot of the pod that it goes to: steering lets both through alike.
+#[inline(always)]
+fn probes(ops: *mut bpf_sock_ops) {
+    let key = key_of(ops);
+    // SAFETY: the map is not preallocated: an element is freed only after the programs that run now.
+    let Some(local) = (unsafe { LOCAL.get(&key.remote) }) else { return };
+    let slot = local.slot;
+    // SAFETY: the helpers take this program's own context, or nothing.
+    let (netns_cookie, socket_cookie, opened_ns) =
+        unsafe { (bpf_get_netns_cookie(ops.cast()), bpf_get_socket_cookie(ops.cast()), bpf_ktime_get_ns()) };
+    let flow = Flow { netns_cookie, socket_cookie, opened_ns, slot, role: SocketRole::PROBE };
+    if LEGS.insert(&key, &flow, ANY).is_err() {
         count(Counter::FlowsFull);
         return;
     }
@@ -121,7 +142,7 @@ fn changed(ops: *mut bpf_sock_ops) {
     let key = key_of(ops);
     match state.role {
         SocketRole::LISTENER if old == STATE_LISTEN => stopped(ops, &key, state.epoch),
-        SocketRole::LEG => {
+        SocketRole::LEG | SocketRole::PROBE => {
             let _ = LEGS.remove(&key);
         }
         SocketRole::BYPASS => closed(ops, &key, old),

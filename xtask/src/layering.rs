@@ -23,6 +23,7 @@ const FLOORS: &[&str] = &[
     "ca",
     "controller",
     "admin",
+    "cni",
     "cli",
     "agent",
 ];

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::succession::{Adopted, Frozen};
 use crate::capture::handover::ListenerSet;
-use crate::capture::{Capture, CaptureError, Enrolled, PodAttachment, WorkerListeners};
+use crate::capture::{
+    Capture, CaptureError, Enrolled, Namespace, PodAttachment, PodNamespaces, WorkerListeners,
+};
 use crate::model::{Identity, MtlsMode, Workload, WorkloadId};
-use crate::net::netns::NetNs;
 use crate::observe::ConnectionTable;
 use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_WORKLOAD};
 use crate::proxy::worker::{Command, LocalPod, Shared, WorkerHandle};
@@ -51,6 +52,8 @@ pub(super) struct Pods {
     pub(super) pending: BTreeMap<WorkloadId, Pending>,
     /// Withdrawn pods that still have relayed connections.
     leaving: HashSet<WorkloadId>,
+    /// Namespaces that were told of from outside the manifests: by the CNI plugin, or found by their processes.
+    pub(super) namespaces: PodNamespaces,
     /// Listeners that a former agent left and nobody has claimed yet.
     adopted: Adopted,
     /// Set while a successor has this agent's listeners and is not ready: two agents must not enrol at once.
@@ -60,7 +63,14 @@ pub(super) struct Pods {
 impl Pods {
     /// No pods yet; `adopted` listeners are used for the pods that they belong to.
     pub(super) fn new(adopted: Adopted, frozen: Frozen) -> Self {
-        Self { attached: BTreeMap::new(), pending: BTreeMap::new(), leaving: HashSet::new(), adopted, frozen }
+        Self {
+            attached: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            leaving: HashSet::new(),
+            namespaces: PodNamespaces::default(),
+            adopted,
+            frozen,
+        }
     }
 
     /// Further listeners of a predecessor; pods that waited for them are tried at once.
@@ -96,8 +106,9 @@ impl Pods {
         let wanted: BTreeMap<WorkloadId, PodAttachment> = world
             .workloads()
             .filter(|workload| *workload.node == *shared.node && workload.enrolled)
-            .filter_map(|workload| Some((workload.id.clone(), attachment(world, workload)?)))
+            .filter_map(|workload| Some((workload.id.clone(), self.attachment(world, workload)?)))
             .collect();
+        self.namespaces.retain(|id| world.workload(id).is_some_and(|workload| !workload.ended));
         let mut changes = Changes::default();
         let mut ready = Vec::new();
         // Withdraw first: a pod that is made again may come back with the address of the one that goes.
@@ -142,7 +153,8 @@ impl Pods {
     /// Withdraws the pods that an agent before had enrolled and that left the mesh while none was there.
     pub(super) fn disown(&mut self, world: &World, node: &str, capture: &mut Capture) {
         let outside = world.workloads().filter(|workload| *workload.node == *node && !workload.enrolled);
-        for attachment in outside.filter_map(|workload| attachment(world, workload)) {
+        let outside: Vec<_> = outside.filter_map(|workload| self.attachment(world, workload)).collect();
+        for attachment in outside {
             match capture.disown(&attachment) {
                 Ok(false) => {}
                 Ok(true) => {
@@ -239,6 +251,7 @@ impl Pods {
             id: id.clone(),
             netns: enrolled.netns,
             cookie: enrolled.cookie,
+            addresses: attachment.addresses.clone(),
             budget: Budget::new(MAX_CONNECTIONS_PER_WORKLOAD),
         });
         tracing::info!(pod = %id, addresses = ?attachment.addresses, "enrolled in the mesh");
@@ -268,7 +281,7 @@ impl Pods {
         attachment: &PodAttachment,
         capture: &mut Capture,
     ) -> Result<Enrolled, CaptureError> {
-        let left = NetNs::open(&attachment.netns).ok().map(|netns| (id.to_string(), netns.cookie()));
+        let left = attachment.netns.open().ok().map(|netns| (id.to_string(), netns.cookie()));
         let adopted = left.and_then(|key| self.adopted.remove(&key)).and_then(worker_listeners);
         capture.enrol_with(attachment, adopted)
     }
@@ -304,6 +317,34 @@ impl Pods {
         });
     }
 
+    /// What capture must know of a pod; none while it has no namespace or address.
+    fn attachment(&self, world: &World, workload: &Workload) -> Option<PodAttachment> {
+        let (netns, addresses) = match &workload.netns {
+            Some(path) => (Namespace::from(path.clone()), workload.addresses.clone()),
+            None => self.namespaces.get(&workload.id, &workload.addresses)?,
+        };
+        if addresses.is_empty() {
+            return None;
+        }
+        Some(PodAttachment {
+            id: workload.id.clone(),
+            netns,
+            addresses,
+            // STRICT promises that no unauthenticated byte arrives, also while no agent runs.
+            fail_closed: world.mtls_mode(workload, 0).0 == MtlsMode::Strict,
+        })
+    }
+
+    /// Tries a pod that waits for its next try at once: something about it is new.
+    pub(super) fn try_now(&mut self, id: &WorkloadId) {
+        self.pending.remove(id);
+    }
+
+    /// Whether a pod is attached in this very namespace.
+    pub(super) fn is_attached(&self, id: &WorkloadId, cookie: u64) -> bool {
+        self.attached.get(id).is_some_and(|attached| attached.pod.cookie == cookie)
+    }
+
     /// Shows the workers who is here, and the certificate manager whose certificates are needed.
     fn publish(&self, world: &World, shared: &Shared) {
         let pods = self.attached.iter().map(|(id, attached)| (id.clone(), Arc::clone(&attached.pod)));
@@ -327,24 +368,15 @@ impl Pods {
     }
 }
 
-/// What capture must know of a pod; none while it has no namespace or address.
-fn attachment(world: &World, workload: &Workload) -> Option<PodAttachment> {
-    let netns = workload.netns.clone()?;
-    if workload.addresses.is_empty() {
-        return None;
-    }
-    Some(PodAttachment {
-        id: workload.id.clone(),
-        netns,
-        addresses: workload.addresses.clone(),
-        // STRICT promises that no unauthenticated byte arrives, also while no agent runs.
-        fail_closed: world.mtls_mode(workload, 0).0 == MtlsMode::Strict,
-    })
-}
-
 /// Whether the pod must be attached anew: another namespace or other addresses.
 fn moved(wanted: &PodAttachment, attached: &PodAttachment) -> bool {
-    wanted.netns != attached.netns || wanted.addresses != attached.addresses
+    let sorted = |attachment: &PodAttachment| {
+        // The CNI plugin's order need not be the API server's.
+        let mut addresses = attachment.addresses.clone();
+        addresses.sort_unstable();
+        addresses
+    };
+    wanted.netns != attached.netns || sorted(wanted) != sorted(attached)
 }
 
 /// The same listeners once more, under descriptors of their own.

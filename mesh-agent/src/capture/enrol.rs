@@ -14,9 +14,9 @@ use super::error::CaptureError;
 use super::handle::LivePod;
 use super::maps::{Maps, pin_path};
 use super::object::{self, STEER};
+use super::podns::Namespace;
 use super::{Capture, Enrolled, PodAttachment, Record, WorkerListeners, listeners};
 use crate::model::WorkloadId;
-use crate::net::netns::NetNs;
 use crate::net::route::{self, Family};
 use crate::net::sysctl;
 
@@ -94,8 +94,7 @@ pub(super) fn enrol(
     pod: &PodAttachment,
     handed_over: Option<Vec<WorkerListeners>>,
 ) -> Result<Enrolled, CaptureError> {
-    let netns = NetNs::open(&pod.netns).map_err(|source| netns_error(pod, source))?;
-    let netns = Arc::new(netns);
+    let netns = pod.netns.open().map_err(|source| netns_error(pod, source))?;
     let cookie = netns.cookie();
     check(capture, pod, cookie)?;
     let entry = capture.pods.entry_for(&pod.id, cookie)?;
@@ -294,13 +293,13 @@ pub(super) fn withdraw(capture: &mut Capture, id: &WorkloadId) -> Result<(), Cap
 
 pub(super) fn disown(capture: &mut Capture, pod: &PodAttachment) -> Result<bool, CaptureError> {
     // A namespace that is gone needs nothing; `prune` forgets it.
-    let Ok(netns) = NetNs::open(&pod.netns) else { return Ok(false) };
+    let Ok(netns) = pod.netns.open() else { return Ok(false) };
     let cookie = netns.cookie();
     let Some(entry) = capture.pods.inherited.remove(&cookie) else { return Ok(false) };
     let record = Record {
         slot: entry.slot,
         cookie,
-        netns: Arc::new(netns),
+        netns,
         addresses: pod.addresses.clone(),
         saved: entry.saved,
         enrolled: true,
@@ -329,7 +328,7 @@ pub(super) fn release(capture: &mut Capture, id: &WorkloadId) -> Result<(), Capt
     };
     let restored = record.netns.run(inside).map_err(|source| CaptureError::Netns {
         workload: id.clone(),
-        path: std::path::PathBuf::new(),
+        path: Namespace::Open(Arc::clone(&record.netns)).path(),
         source,
     });
     listeners::forget(maps, record.slot).map_err(access("LISTEN"))?;
@@ -356,7 +355,7 @@ pub(super) fn prune(capture: &mut Capture) -> Result<usize, CaptureError> {
 }
 
 fn netns_error(pod: &PodAttachment, source: std::io::Error) -> CaptureError {
-    CaptureError::Netns { workload: pod.id.clone(), path: pod.netns.clone(), source }
+    CaptureError::Netns { workload: pod.id.clone(), path: pod.netns.path(), source }
 }
 
 fn access(map: &'static str) -> impl Fn(std::io::Error) -> CaptureError {

@@ -41,7 +41,7 @@ pub(super) fn open(
     };
     netns.run(all).map_err(|source| CaptureError::Netns {
         workload: pod.id.clone(),
-        path: pod.netns.clone(),
+        path: pod.netns.path(),
         source,
     })?
 }

@@ -31,6 +31,8 @@ mod listeners;
 mod log;
 mod maps;
 mod object;
+mod podns;
+mod probers;
 mod table;
 mod verdicts;
 
@@ -39,6 +41,8 @@ pub use events::{ClosedFlow, Event, Events};
 pub use handle::{CaptureHandle, LiveFlow, Opener, OpenerRole};
 #[cfg(feature = "ebpf-log")]
 pub use log::KernelLog;
+pub use podns::{Namespace, PodNamespaces};
+pub use probers::{Kubelet, ProbersError, Processes};
 pub use verdicts::{KernelAction, VerdictChange};
 
 use enrol::Pods;
@@ -63,8 +67,7 @@ pub struct CaptureConfig {
 #[derive(Clone, Debug)]
 pub struct PodAttachment {
     pub id: WorkloadId,
-    /// File that names the pod's network namespace.
-    pub netns: PathBuf,
+    pub netns: Namespace,
     /// At most one address of each family is used.
     pub addresses: Vec<IpAddr>,
     /// Without a live agent: refuse (true) or let through (false).
@@ -132,10 +135,11 @@ impl Capture {
         let mut object = object::load(&config.bpf_dir, kernel, 0)?;
         let maps = Maps::open(&config.bpf_dir)?;
         let pods = Pods::adopt(&maps, own.cookie())?;
-        let shared = Arc::new(Shared::new(maps, config.bpf_dir.clone()));
+        let shared = Arc::new(Shared::new(maps, config.bpf_dir.clone(), kernel));
         let handle = CaptureHandle::new(Arc::clone(&shared));
         handle.heartbeat()?;
         handle.adopt_generation()?;
+        handle.set_node_netns(own.cookie())?;
         let target =
             File::open(&cgroup).map_err(|source| CaptureError::Path { path: cgroup.clone(), source })?;
         for (program, pin, kind) in object::CGROUP_PROGRAMS {

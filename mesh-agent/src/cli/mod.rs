@@ -51,6 +51,9 @@ enum Verb {
     /// Keep an agent's listeners while it restarts (started by the agent)
     #[command(hide = true)]
     Hold(HoldArgs),
+    /// The chained CNI plugin (called by the container runtime)
+    #[command(hide = true)]
+    Cni,
     /// How the agent is
     Status,
     /// Whether this machine and its agent have all they need
@@ -105,6 +108,7 @@ impl NamespaceArgs {
 pub enum Action {
     Run(Box<RunArgs>),
     Hold(HoldArgs),
+    Cni,
     Ask(Question),
 }
 
@@ -167,6 +171,7 @@ impl Cli {
                 Action::Run(args)
             }
             Verb::Hold(args) => Action::Hold(args),
+            Verb::Cni => Action::Cni,
             verb => Action::Ask(Question {
                 socket: self.admin_socket.unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into()),
                 output: self.output,
@@ -196,8 +201,8 @@ impl Question {
 impl Verb {
     async fn answer(self, client: &Client, printer: Printer) -> Result<Exit, CliError> {
         match self {
-            // `Cli::action` keeps these two.
-            Self::Run(_) | Self::Hold(_) => Ok(Exit::Usage),
+            // `Cli::action` keeps these.
+            Self::Run(_) | Self::Hold(_) | Self::Cni => Ok(Exit::Usage),
             Self::Status => status::run(client, printer).await,
             Self::Check(args) => check::run(client, printer, &args).await,
             Self::Workloads(args) => workloads::run(client, printer, &args).await,

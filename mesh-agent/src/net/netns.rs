@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
@@ -25,6 +25,11 @@ impl NetNs {
     /// The namespace of the calling thread.
     pub fn current() -> io::Result<Self> {
         Self::from_file(open_current()?)
+    }
+
+    /// A namespace that somebody else has opened and handed over; an error if it is none.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        Self::from_file(File::from(fd))
     }
 
     fn from_file(file: File) -> io::Result<Self> {

@@ -106,7 +106,7 @@ fn identify(worker: &Worker, pod: &LocalPod, stream: TcpStream) -> Option<Accept
     let world = worker.shared.store.load();
     let (Ok(client), Ok(original)) = (stream.peer_addr(), stream.local_addr()) else { return None };
     let (client, original) = (sock::canonical(client), sock::canonical(original));
-    let Some(source) = world.workload(&pod.id).map(Arc::clone) else {
+    let Some(source) = world.workload(&pod.id).map(|workload| pod.with_addresses(workload)) else {
         upstream::reset(stream);
         return None;
     };

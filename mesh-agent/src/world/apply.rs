@@ -30,7 +30,7 @@ impl World {
 
     fn put(&mut self, key: &ObjectKey, object: Object) {
         match object {
-            Object::Namespace(facts) => self.namespace(&key.name, facts.enrolled),
+            Object::Namespace(facts) => self.namespace(&key.name, Some(facts.enrolled)),
             Object::Node(facts) => drop(self.nodes.insert(Arc::clone(&key.name), Arc::new(facts))),
             Object::Pod(facts) => self.put_pod(key, facts),
             Object::Service(facts) => {
@@ -45,7 +45,7 @@ impl World {
 
     fn remove(&mut self, key: &ObjectKey) {
         match key.kind {
-            Kind::Namespace => self.namespace(&key.name, false),
+            Kind::Namespace => self.namespace(&key.name, None),
             Kind::Node => drop(self.nodes.remove(&key.name)),
             Kind::Pod => self.remove_pod(key),
             Kind::Service => {
@@ -58,13 +58,14 @@ impl World {
         }
     }
 
-    fn namespace(&mut self, name: &Arc<str>, enrolled: bool) {
-        let changed = if enrolled {
-            self.enrolled_namespaces.insert(Arc::clone(name)).is_none()
-        } else {
-            self.enrolled_namespaces.remove(name).is_some()
+    /// `enrolled` is none for a namespace that is gone.
+    fn namespace(&mut self, name: &Arc<str>, enrolled: Option<bool>) {
+        let before = match enrolled {
+            Some(enrolled) => self.namespaces.insert(Arc::clone(name), enrolled),
+            None => self.namespaces.remove(name),
         };
-        if !changed {
+        let enrolled = enrolled.unwrap_or(false);
+        if before.unwrap_or(false) == enrolled {
             return;
         }
         let pods: Vec<(Arc<str>, PodEntry)> = self
@@ -86,7 +87,7 @@ impl World {
     fn put_pod(&mut self, key: &ObjectKey, facts: PodFacts) {
         let PodFacts { mut workload, created } = facts;
         let eligible = workload.enrolled;
-        workload.enrolled = eligible && self.enrolled_namespaces.contains(&key.namespace);
+        workload.enrolled = eligible && self.namespaces.get(&key.namespace).copied().unwrap_or(false);
         let entry = PodEntry { workload: Arc::new(workload), eligible, created };
         let old = self.pods.get(&key.namespace).and_then(|pods| pods.get(&key.name)).cloned();
         if old.as_ref() == Some(&entry) {

@@ -28,7 +28,8 @@ pub struct World {
     /// Grows with every published world of a store.
     pub version: u64,
     pub mesh: Arc<MeshSettings>,
-    enrolled_namespaces: OrdSet<Arc<str>>,
+    /// Whether each known namespace is enrolled.
+    namespaces: OrdMap<Arc<str>, bool>,
     nodes: OrdMap<Arc<str>, Arc<NodeFacts>>,
     pods: Named<PodEntry>,
     workloads: OrdMap<WorkloadId, Arc<Workload>>,
@@ -75,7 +76,7 @@ impl World {
         Self {
             version: 0,
             mesh: Arc::new(mesh),
-            enrolled_namespaces: OrdSet::new(),
+            namespaces: OrdMap::new(),
             nodes: OrdMap::new(),
             pods: OrdMap::new(),
             workloads: OrdMap::new(),
@@ -116,6 +117,11 @@ impl World {
     /// Every pod, enrolled or not, by id.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.values()
+    }
+
+    /// Every namespace that is known, and whether it is enrolled.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&Arc<str>, bool)> {
+        self.namespaces.iter().map(|(name, enrolled)| (name, *enrolled))
     }
 
     /// The pod of this namespace and name.

@@ -97,7 +97,7 @@ impl Pod {
     pub(crate) fn attachment(&self) -> PodAttachment {
         PodAttachment {
             id: self.id.clone(),
-            netns: self.space.path(),
+            netns: self.space.path().into(),
             addresses: vec![self.v4, self.v6],
             fail_closed: true,
         }

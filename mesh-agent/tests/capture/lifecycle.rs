@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use mesh_agent::capture::{Capture, CaptureError, Enrolled};
@@ -41,7 +42,7 @@ fn shutdown_leaves_no_pin_rule_route_setting_or_listener() {
     let enrolled = agent.enrol(&pod);
     assert_ne!(state(&pod.space), before);
     assert_eq!(TUNED.map(|name| pod.space.sysctl(name)), ["1", "1", "1", "1"]);
-    assert!(agent.dir.join("connect4_v1").exists());
+    assert!(agent.dir.join("connect4_v2").exists());
     agent.shutdown();
     drop(enrolled);
     assert_eq!(state(&pod.space), before);
@@ -153,10 +154,10 @@ fn mistakes_in_enrolment_are_named() {
     nameless.addresses.clear();
     assert!(matches!(agent.capture().enrol(&nameless), Err(CaptureError::NoAddress { .. })));
     let mut host = pod.attachment();
-    host.netns = "/proc/self/ns/net".into();
+    host.netns = PathBuf::from("/proc/self/ns/net").into();
     assert!(matches!(agent.capture().enrol(&host), Err(CaptureError::OwnNetns { .. })));
     let mut missing = pod.attachment();
-    missing.netns = "/run/netns/nodemesh-not-there".into();
+    missing.netns = PathBuf::from("/run/netns/nodemesh-not-there").into();
     assert!(matches!(agent.capture().enrol(&missing), Err(CaptureError::Netns { .. })));
     let before = state(&pod.space);
     let taken = pod.space.listen("0.0.0.0:15008");
