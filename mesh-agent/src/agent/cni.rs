@@ -100,8 +100,12 @@ impl Cni {
     /// Takes a question in. Returns whether pods must be reconciled for it.
     pub(super) fn ask(&mut self, asked: Asked, pods: &mut Pods) -> bool {
         match &asked.ask {
-            Ask::Add { .. } | Ask::Check { .. } => {
+            Ask::Add { .. } => {
                 self.waiting.push(Waiting { asked, until: Instant::now() + KNOWN_WITHIN });
+                false
+            }
+            Ask::Check { .. } => {
+                self.waiting.push(Waiting { asked, until: Instant::now() });
                 false
             }
             Ask::Del { sandbox } => {
@@ -150,7 +154,8 @@ impl Cni {
             let Some(netns) = &waiting.asked.netns else { continue };
             let Some(workload) = self.find(world, pod) else { continue };
             let told_before = self.sandboxes.get(&pod.sandbox) == Some(&workload.id);
-            if !workload.host_network && !(told_before && pods.is_attached(&workload.id, netns.cookie())) {
+            let done = told_before && pods.is_attached(&workload.id, netns.cookie());
+            if !done && !workload.host_network {
                 told.push((pod.sandbox.clone(), workload.id.clone(), addresses.clone(), Arc::clone(netns)));
             }
         }
@@ -175,11 +180,12 @@ impl Cni {
     pub(super) fn settle(&mut self, world: &World, pods: &Pods) {
         let now = Instant::now();
         for waiting in std::mem::take(&mut self.waiting) {
-            let netns = waiting.asked.netns.as_deref();
             let answer = match &waiting.asked.ask {
                 Ask::Del { .. } | Ask::Gc { .. } => Some(Answer::Done),
                 Ask::Add { pod, .. } | Ask::Check { pod } => {
-                    self.judge(world, pods, pod, netns, now >= waiting.until)
+                    let netns = waiting.asked.netns.as_deref();
+                    let answer = self.judge(world, pods, pod, netns);
+                    answer.or_else(|| (now >= waiting.until).then(|| self.give_up(world, pods, pod)))
                 }
             };
             match answer {
@@ -192,32 +198,24 @@ impl Cni {
     }
 
     /// The answer about a pod; none while it may still come to be enrolled.
-    fn judge(
-        &self,
-        world: &World,
-        pods: &Pods,
-        pod: &PodRef,
-        netns: Option<&NetNs>,
-        is_late: bool,
-    ) -> Option<Answer> {
-        let Some(workload) = self.find(world, pod) else {
-            return is_late.then(|| {
-                let outside =
-                    world.namespaces().any(|(name, enrolled)| **name == *pod.namespace && !enrolled);
-                if outside { Answer::Outside } else { unknown(pod) }
-            });
-        };
+    fn judge(&self, world: &World, pods: &Pods, pod: &PodRef, netns: Option<&NetNs>) -> Option<Answer> {
+        let workload = self.find(world, pod)?;
         if !workload.enrolled {
             return Some(Answer::Outside);
         }
-        if netns.is_some_and(|netns| pods.is_attached(&workload.id, netns.cookie())) {
-            return Some(Answer::Enrolled);
-        }
-        is_late.then(|| {
-            let why = pods.pending.get(&workload.id).map(|pending| pending.error.clone());
-            let why = why.unwrap_or_else(|| "it has no address, or the agent is handing over".to_owned());
-            Answer::Refused { message: format!("pod {} cannot be enrolled: {why}", workload.id) }
-        })
+        let is_attached = netns.is_some_and(|netns| pods.is_attached(&workload.id, netns.cookie()));
+        is_attached.then_some(Answer::Enrolled)
+    }
+
+    /// The answer about a pod that has not come to be enrolled in time.
+    fn give_up(&self, world: &World, pods: &Pods, pod: &PodRef) -> Answer {
+        let Some(workload) = self.find(world, pod) else {
+            let outside = world.namespaces().any(|(name, enrolled)| **name == *pod.namespace && !enrolled);
+            return if outside { Answer::Outside } else { unknown(pod) };
+        };
+        let why = pods.pending.get(&workload.id).map(|pending| pending.error.clone());
+        let why = why.unwrap_or_else(|| "it has no address, or the agent is handing over".to_owned());
+        Answer::Refused { message: format!("pod {} cannot be enrolled: {why}", workload.id) }
     }
 
     /// The pod's workload, if the source has told of this very pod.

@@ -157,6 +157,48 @@ fn an_imposter_is_refused() -> Result<()> {
     Ok(())
 }
 
+/// A node with a PID namespace of its own, as in a cluster on one machine: the agent and the kubelet count processes
+/// otherwise than the kernel does at large, and a process outside with the kubelet's number is not taken for it.
+#[test]
+fn a_node_may_have_its_own_pid_namespace() -> Result<()> {
+    let stage = Stage::new("nested PID namespace")?;
+    let (lab, node) = (&stage.lab, stage.lab.node("node-a")?);
+    let mut init = Command::new("unshare");
+    init.args(["--mount", "--pid", "--fork", "--mount-proc", "sleep", "600"]);
+    let outer = lab.spawn(node.netns(), "init", init)?;
+    let children = format!("/proc/{0}/task/{0}/children", outer.pid());
+    let mut pid = String::new();
+    eventually("the node's first process", PATIENCE, || {
+        std::fs::read_to_string(&children)?.trim().clone_into(&mut pid);
+        Ok(!pid.is_empty() && std::fs::read_to_string(format!("/proc/{pid}/comm"))?.trim() == "sleep")
+    })?;
+    let inside = || {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &pid, "--mount", "--pid"]);
+        command
+    };
+    let mut agent = inside();
+    agent.arg(mesh_tests::agent::binary()?).args(["run", "--node", "node-a", "--metrics", "127.0.0.1:15020"]);
+    agent.arg("--manifests").arg(lab.manifests().dir()).arg("--ca-dir").arg(lab.ca_dir());
+    agent
+        .arg("--admin-socket")
+        .arg(lab.dir().join("node-a.sock"))
+        .arg("--bpf-dir")
+        .arg(lab.bpf_dir("node-a"));
+    let agent = lab.spawn(node.netns(), "agent-node-a", agent)?;
+    let mut kubelet = inside();
+    kubelet.arg(&stage.kubelet);
+    let mut kubelet = Prober::start(lab, node, kubelet)?;
+    eventually("the agent to know the kubelet", PATIENCE, || Ok(agent.log().contains("untouched")))?;
+    let mut outside = stage.prober("node-a", &stage.kubelet)?;
+    eventually("the pod to be captured", PATIENCE, || Ok(!outside.passes(stage.pod.v4(PORT))?))?;
+    for to in stage.pod.both(PORT) {
+        ensure!(kubelet.passes(to)?, "the kubelet was refused at {to}");
+        ensure!(!outside.passes(to)?, "a process of another PID namespace got in at {to}");
+    }
+    Ok(())
+}
+
 /// A node that restarts its agent, or loses it, keeps its pods probed: the kernel knows the kubelet.
 #[test]
 fn probes_pass_while_the_agent_is_dead() -> Result<()> {
