@@ -3,12 +3,14 @@
 //! Called by `main`.
 
 mod backlogs;
+mod cni;
 mod drain;
 mod flows;
 mod judge;
 mod leave;
 mod origin;
 mod pods;
+mod probers;
 mod servers;
 mod succession;
 mod view;
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use self::cni::Cni;
 use self::flows::Flows;
 use self::origin::{read_first, start_source};
 use self::pods::Pods;
@@ -91,6 +94,9 @@ struct Agent {
     pods: Pods,
     workers: Vec<WorkerHandle>,
     succession: Succession,
+    cni: Cni,
+    /// Looks for the node's kubelet; none where it could not be recognised.
+    probers: Option<tokio::task::JoinHandle<()>>,
     servers: Servers,
     /// What the admin API reads; brought up to date by the control loop.
     view: Arc<NodeView>,
@@ -174,6 +180,8 @@ impl Agent {
             ),
             heartbeat: None,
             source,
+            cni: Cni::new(&settings),
+            probers: probers::start(&shared.capture, &settings.proc_dir),
             servers: Servers::default(),
             settings,
             shared,
@@ -205,6 +213,7 @@ impl Agent {
         if !planned {
             // A port that is taken is found out before any pod is captured, and "starting" is a true answer.
             self.servers.start(&self.settings, &self.view, planned).await?;
+            self.cni.open(self.view.metrics(), planned)?;
         }
         // What an agent before has captured goes directly meanwhile, or waits if it is fail closed.
         read_first(&self.source, &mut self.interrupt, &mut self.terminate).await?;
@@ -228,7 +237,9 @@ impl Agent {
         }
         if planned {
             self.servers.start(&self.settings, &self.view, planned).await?;
+            self.cni.open(self.view.metrics(), planned)?;
         }
+        self.cni.install(&self.settings)?;
         self.succession.serve_successors(&self.settings).await?;
         self.view.set_state(State::Ready);
         tracing::info!(
@@ -276,6 +287,12 @@ impl Agent {
                     recheck = None;
                     self.judge_flows();
                 }
+                asked = self.cni.next() => {
+                    if self.cni.ask(asked, &mut self.pods) {
+                        self.reconcile().await?;
+                    }
+                    self.answer_cni().await?;
+                }
                 _ = tick.tick() => self.tick().await?,
             }
         }
@@ -292,7 +309,21 @@ impl Agent {
         } else if self.pods.is_due(&self.shared.store.load(), &self.shared.node) {
             self.reconcile().await?;
         }
+        self.answer_cni().await?;
         self.succession.mend_holder(&self.pods).await;
+        Ok(())
+    }
+
+    /// Enrols the pods whose network has just been made, and lets their runtime go on.
+    async fn answer_cni(&mut self) -> anyhow::Result<()> {
+        if !self.cni.is_waited_for() {
+            return Ok(());
+        }
+        let world = self.shared.store.load();
+        if self.cni.note(&world, &mut self.pods) {
+            self.reconcile().await?;
+        }
+        self.cni.settle(&world, &self.pods);
         Ok(())
     }
 
@@ -303,7 +334,7 @@ impl Agent {
         self.reconcile().await?;
         judge::cut_forbidden(&self.shared);
         self.judge_flows();
-        Ok(())
+        self.answer_cni().await
     }
 
     /// Puts the mesh-wide settings in force that hold for the agent itself.
@@ -323,6 +354,7 @@ impl Agent {
         // The verdicts before anything that may take time: they are what policy is for flows of this node.
         self.publish_verdicts();
         self.succession.keep(&self.pods, &changes).await;
+        self.cni.keep_roll(&world);
         self.view.update(&self.pods);
         Ok(())
     }
@@ -407,6 +439,10 @@ impl Agent {
         if let Some(heartbeat) = &self.heartbeat {
             heartbeat.abort();
         }
+        if let Some(probers) = self.probers.take() {
+            probers.abort();
+        }
+        self.cni.close();
         self.view.set_state(State::Draining);
         tracing::info!(?end, connections = self.shared.connections.len(), "draining");
         if end == End::Signal {

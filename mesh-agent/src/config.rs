@@ -22,6 +22,8 @@ pub const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/nodemesh";
 pub const DEFAULT_METRICS: &str = "127.0.0.1:15020";
 /// The kubelet asks on the node's address.
 pub const DEFAULT_READINESS: &str = "0.0.0.0:15021";
+/// Where the CNI plugin asks; another agent of the same machine has it beside its own admin socket.
+pub const DEFAULT_CNI_SOCKET: &str = "/run/nodemesh/cni.sock";
 /// With `hostPID` the pod's own is the host's.
 pub const DEFAULT_PROC_DIR: &str = "/proc";
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
@@ -70,6 +72,12 @@ pub struct Settings {
     pub proc_dir: PathBuf,
     pub ca: CaSettings,
     pub admin_socket: PathBuf,
+    /// Where the CNI plugin asks.
+    pub cni_socket: PathBuf,
+    /// Where the CNI plugin is kept installed: the node's folders of plugins and of configurations. None = not at all.
+    pub cni_dirs: Option<(PathBuf, PathBuf)>,
+    /// Where the node's processes are seen.
+    pub proc_dir: PathBuf,
     pub metrics: SocketAddr,
     pub readiness: SocketAddr,
     pub trust_domain: String,
@@ -151,6 +159,18 @@ pub struct RunArgs {
     /// Set by the command line's own --admin-socket
     #[arg(skip)]
     pub admin_socket: Option<PathBuf>,
+    /// Unix socket on which the CNI plugin asks [default: /run/nodemesh/cni.sock, or beside another --admin-socket]
+    #[arg(long, env = "NODEMESH_CNI_SOCKET", value_name = "PATH")]
+    pub cni_socket: Option<PathBuf>,
+    /// The node's folder of CNI plugins, in which the agent keeps its own; needs --cni-conf-dir
+    #[arg(long, env = "NODEMESH_CNI_BIN_DIR", value_name = "DIR")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// The node's folder of CNI configurations, in whose first the agent keeps its plugin; needs --cni-bin-dir
+    #[arg(long, env = "NODEMESH_CNI_CONF_DIR", value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// The node's /proc, where the kubelet and pods' processes are found [default: /proc]
+    #[arg(long, env = "NODEMESH_PROC_DIR", value_name = "DIR")]
+    pub proc_dir: Option<PathBuf>,
     /// Address of /metrics [default: 127.0.0.1:15020]
     #[arg(long, env = "NODEMESH_METRICS", value_name = "ADDR:PORT")]
     pub metrics: Option<SocketAddr>,
@@ -338,6 +358,10 @@ impl RunArgs {
             ca_token: self.ca_token.or(lower.ca_token),
             cluster_id: self.cluster_id.or(lower.cluster_id),
             admin_socket: self.admin_socket.or(lower.admin_socket),
+            cni_socket: self.cni_socket.or(lower.cni_socket),
+            cni_bin_dir: self.cni_bin_dir.or(lower.cni_bin_dir),
+            cni_conf_dir: self.cni_conf_dir.or(lower.cni_conf_dir),
+            proc_dir: self.proc_dir.or(lower.proc_dir),
             metrics: self.metrics.or(lower.metrics),
             readiness: self.readiness.or(lower.readiness),
             trust_domain: self.trust_domain.or(lower.trust_domain),
@@ -364,6 +388,7 @@ impl RunArgs {
             root_namespace: self.root_namespace.is_some(),
             access_log: self.access_log.is_some(),
         };
+        let admin_socket = path(self.admin_socket, DEFAULT_ADMIN_SOCKET);
         let settings = Settings {
             own,
             node: required("node", self.node)?,
@@ -380,7 +405,9 @@ impl RunArgs {
                     cluster_id: text(self.cluster_id, DEFAULT_CLUSTER_ID),
                 }),
             },
-            admin_socket: path(self.admin_socket, DEFAULT_ADMIN_SOCKET),
+            cni_socket: self.cni_socket.unwrap_or_else(|| beside(&admin_socket)),
+            cni_dirs: both("cni-bin-dir", self.cni_bin_dir, "cni-conf-dir", self.cni_conf_dir)?,
+            admin_socket,
             metrics: address(self.metrics, DEFAULT_METRICS)?,
             readiness: address(self.readiness, DEFAULT_READINESS)?,
             trust_domain: text(self.trust_domain, DEFAULT_TRUST_DOMAIN),
@@ -413,10 +440,16 @@ impl Settings {
             remedy: "all agents of a mesh need the same one",
         })?;
         self.check_source()?;
-        if self.admin_socket.as_os_str().len() > SOCKET_PATH_MAX_BYTES {
-            let problem =
-                format!("longer than the {SOCKET_PATH_MAX_BYTES} bytes a Unix socket's name may have");
-            return invalid("admin-socket", problem, "use a shorter path");
+        for (field, socket) in [("admin-socket", &self.admin_socket), ("cni-socket", &self.cni_socket)] {
+            if socket.as_os_str().len() > SOCKET_PATH_MAX_BYTES {
+                let problem =
+                    format!("longer than the {SOCKET_PATH_MAX_BYTES} bytes a Unix socket's name may have");
+                return invalid(field, problem, "use a shorter path");
+            }
+        }
+        if self.admin_socket == self.cni_socket {
+            let problem = format!("{} is the admin socket too", self.cni_socket.display());
+            return invalid("cni-socket", problem, "use another path");
         }
         if self.metrics == self.readiness && self.metrics.port() != 0 {
             let problem = format!("{} is the readiness address too", self.metrics);
@@ -517,6 +550,31 @@ fn ca_address(text: &str) -> Result<http::Uri, ConfigError> {
         Ok(uri) if uri.scheme_str() == Some("https") && uri.host().is_some() => Ok(uri),
         Ok(_) => invalid("ca-address", format!("`{text}` is no https address"), remedy),
         Err(error) => invalid("ca-address", format!("`{text}` is no address: {error}"), remedy),
+    }
+}
+
+/// The CNI socket of an agent that has this admin socket.
+fn beside(admin_socket: &Path) -> PathBuf {
+    if admin_socket == Path::new(DEFAULT_ADMIN_SOCKET) {
+        return DEFAULT_CNI_SOCKET.into();
+    }
+    admin_socket.with_extension("cni.sock")
+}
+
+/// Two settings that only make sense together.
+fn both<T>(
+    one: &'static str,
+    first: Option<T>,
+    other: &'static str,
+    second: Option<T>,
+) -> Result<Option<(T, T)>, ConfigError> {
+    match (first, second) {
+        (Some(first), Some(second)) => Ok(Some((first, second))),
+        (None, None) => Ok(None),
+        (first, _) => {
+            let (set, missing) = if first.is_some() { (one, other) } else { (other, one) };
+            invalid(missing, format!("not set, but {set} is"), "set both, or neither")
+        }
     }
 }
 

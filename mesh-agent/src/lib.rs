@@ -5,6 +5,7 @@ pub mod api;
 pub mod ca;
 pub mod capture;
 pub mod cli;
+pub mod cni;
 pub mod compile;
 pub mod config;
 pub mod controller;

@@ -14,6 +14,8 @@ impl SocketRole {
     pub const BYPASS: u32 = 3;
     /// A listening socket that is counted among its pod's ports.
     pub const LISTENER: u32 = 4;
+    /// A socket of the kubelet that probes a pod of this node: steered past the agent, as a leg is.
+    pub const PROBE: u32 = 5;
 }
 
 /// Value of the socket storage.

@@ -45,9 +45,11 @@ pub const LISTEN_MAX: u32 = 65_536;
 pub const VERDICTS_MAX: u32 = 262_144;
 /// Live flows that bypass the agent on one node.
 pub const FLOWS_MAX: u32 = 262_144;
-/// Live legs from the agent to applications. Apart from the flows, so that a pod which opens very
+/// Live legs from the agent to applications, and live probes. Apart from the flows, so that a pod which opens very
 /// many bypass flows cannot take the room that other pods' connections need.
 pub const LEGS_MAX: u32 = 262_144;
+/// Processes whose connections into pods are probes: the kubelet, and for a moment the one it replaces.
+pub const PROBERS_MAX: u32 = 16;
 /// Listening sockets registered for steering: kinds per slot times slots.
 pub const SOCKETS_MAX: u32 = PODS_MAX * SocketKind::PER_SLOT;
 /// Bytes of the event ring (a power of two, in whole pages).
@@ -84,9 +86,14 @@ pub enum Setting {
     Generation = 0,
     /// `CLOCK_MONOTONIC` nanoseconds of the agent's last sign of life.
     Heartbeat = 1,
+    /// Cookie of the node's own network namespace, which is the agent's.
+    NodeNetns = 2,
+    /// Device and inode of the PID namespace in which the agent has found the probers.
+    PidNsDevice = 3,
+    PidNsInode = 4,
 }
 
-pub const SETTINGS: u32 = 2;
+pub const SETTINGS: u32 = 5;
 
 /// Index into the per-CPU counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,10 +129,12 @@ pub enum Counter {
     ListenFull = 13,
     /// An event found the ring full.
     EventsLost = 14,
+    /// Connects of the kubelet into a pod.
+    Probes = 15,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 15;
+    pub const COUNT: u32 = 16;
     pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
         (Self::Captured, "captured"),
         (Self::Bypassed, "bypassed"),
@@ -142,6 +151,7 @@ impl Counter {
         (Self::FlowsFull, "flows_full"),
         (Self::ListenFull, "listen_full"),
         (Self::EventsLost, "events_lost"),
+        (Self::Probes, "probes"),
     ];
 }
 

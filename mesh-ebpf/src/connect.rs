@@ -2,21 +2,24 @@
 //! the agent (by mark and route, the address is never rewritten), passes, or is refused.
 
 use aya_ebpf::{
-    bindings::{bpf_sock, bpf_sock_addr},
+    bindings::{bpf_pidns_info, bpf_sock, bpf_sock_addr},
     helpers::generated::{
-        bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_set_retval, bpf_setsockopt, bpf_sk_release,
+        bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_ns_current_pid_tgid, bpf_map_lookup_elem, bpf_set_retval, bpf_setsockopt, bpf_sk_release,
         bpf_sk_storage_delete, bpf_sk_storage_get,
     },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use mesh_common::{
-    Address, Counter, MESH_MARK, PodEntry, PodFlags, SocketKind, SocketRole, SocketState, VerdictAction,
-    VerdictKey, listen_key,
+    Address, Counter, MESH_MARK, PodEntry, PodFlags, Setting, SocketKind, SocketRole, SocketState,
+    VerdictAction, VerdictKey, listen_key,
 };
 
-use crate::maps::{LOCAL, PODS, ROLES, SOCKETS, count, heartbeat_is_fresh, listening, raw, verdict};
+use crate::maps::{
+    LOCAL, PODS, PROBERS, ROLES, SOCKETS, count, heartbeat_is_fresh, listening, raw, setting, verdict,
+};
 use crate::note::note;
+use crate::steer::is_mesh_port;
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -33,6 +36,11 @@ const AF_INET6: u32 = 10;
 /// Whether this kernel has `bpf_set_retval` for these programs (5.18). Without it a refusal is EPERM.
 #[unsafe(no_mangle)]
 static HAS_SET_RETVAL: u32 = 0;
+
+/// Whether this kernel tells these programs a process's number in its own PID namespace (6.10). Without it only the
+/// initial namespace's numbers are known, and the agent enters no probers unless it sees those.
+#[unsafe(no_mangle)]
+static HAS_NAMESPACED_PID: u32 = 0;
 
 #[cgroup_sock_addr(connect4)]
 pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
@@ -66,7 +74,10 @@ fn connect(ctx: *mut bpf_sock_addr, to: Address, port: u16) -> i32 {
     // SAFETY: the helper takes this program's own context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
     // SAFETY: the map is not preallocated: an element is freed only after the programs that run now.
-    let Some(pod) = (unsafe { PODS.get(&cookie) }) else { return ALLOW };
+    let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
+        probe(ctx, cookie, &to, port);
+        return ALLOW;
+    };
     if pod.flags & PodFlags::ACTIVE == 0 {
         return ALLOW;
     }
@@ -113,6 +124,52 @@ fn connect(ctx: *mut bpf_sock_addr, to: Address, port: u16) -> i32 {
     // SAFETY: null was checked for.
     let device = unsafe { (*socket).bound_dev_if };
     capture(ctx, pod, device)
+}
+
+/// A connect outside every pod of the mesh. One of the kubelet's into such a pod is noted on the socket, and `sockops`
+/// files it: told by the process, since addresses and names can be borrowed.
+#[inline(always)]
+fn probe(ctx: *mut bpf_sock_addr, cookie: u64, to: &Address, port: u16) {
+    // SAFETY: as for PODS.
+    if cookie != setting(Setting::NodeNetns) || unsafe { LOCAL.get(to) }.is_none() {
+        return;
+    }
+    if is_mesh_port(port) || !is_prober() {
+        return;
+    }
+    // SAFETY: context field read; null is checked for. The helper copies the value before it returns.
+    unsafe {
+        let socket = (*ctx).__bindgen_anon_1.sk;
+        if socket.is_null() {
+            return;
+        }
+        let mut state = SocketState { role: SocketRole::PROBE, epoch: 0 };
+        bpf_sk_storage_get(raw(&ROLES), socket.cast(), (&raw mut state).cast(), STORAGE_CREATE);
+    }
+    count(Counter::Probes);
+}
+
+#[inline(always)]
+fn is_prober() -> bool {
+    // SAFETY: a static of this object, set by the loader before the verifier sees the program.
+    let tgid = if unsafe { core::ptr::read_volatile(&raw const HAS_NAMESPACED_PID) } != 0 {
+        let mut ids = bpf_pidns_info { pid: 0, tgid: 0 };
+        let (device, inode) = (setting(Setting::PidNsDevice), setting(Setting::PidNsInode));
+        // SAFETY: the target is live and of the size given.
+        let other = unsafe {
+            bpf_get_ns_current_pid_tgid(device, inode, &raw mut ids, size_of::<bpf_pidns_info>() as u32)
+        };
+        // The caller lives in another PID namespace: a container.
+        if other != 0 {
+            return false;
+        }
+        ids.tgid
+    } else {
+        // SAFETY: no arguments.
+        (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
+    };
+    // SAFETY: the element is not read, only looked for.
+    unsafe { PROBERS.get(&tgid) }.is_some()
 }
 
 #[inline(always)]

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use mesh_common::{
     Address, Counter, EVENTS_BYTES, Event, FLOWS_MAX, Flow, FlowKey, HEARTBEAT_MAX_NS, LEGS_MAX, LISTEN_MAX,
-    LocalPod, POD_ADDRESSES_MAX, PODS_MAX, PodEntry, SETTINGS, SOCKETS_MAX, Setting, SocketState,
+    LocalPod, POD_ADDRESSES_MAX, PODS_MAX, PROBERS_MAX, PodEntry, SETTINGS, SOCKETS_MAX, Setting, SocketState,
     VERDICTS_MAX, Verdict, VerdictKey,
 };
 
@@ -38,7 +38,12 @@ pub static VERDICTS: HashMap<VerdictKey, Verdict, { VERDICTS_MAX as usize }, LAZ
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, { FLOWS_MAX as usize }, LAZY> = HashMap::new();
 
-/// Live legs from the agent to applications.
+/// Thread group id of a process -> when it began, in the kernel's clock ticks since boot. Its connections into
+/// pods are probes. Written by the agent.
+#[btf_map]
+pub static PROBERS: HashMap<u32, u64, { PROBERS_MAX as usize }> = HashMap::new();
+
+/// Live legs from the agent to applications, and the kubelet's live probes.
 #[btf_map]
 pub static LEGS: HashMap<FlowKey, Flow, { LEGS_MAX as usize }, LAZY> = HashMap::new();
 

@@ -17,7 +17,7 @@ use mesh_common::{
     SocketState, VerdictAction, VerdictKey, listen_families, listen_key,
 };
 
-use crate::maps::{FLOWS, LEGS, LISTEN, PODS, ROLES, count, raw, tell, tell_later, verdict};
+use crate::maps::{FLOWS, LEGS, LISTEN, LOCAL, PODS, ROLES, count, raw, tell, tell_later, verdict};
 use crate::note::note;
 
 const OP_TCP_CONNECT: u32 = 3;
@@ -47,11 +47,15 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
 /// packet of his arrives.
 #[inline(always)]
 fn opened(ops: *mut bpf_sock_ops) {
+    let state = role_of(ops);
+    if state.is_some_and(|state| state.role == SocketRole::PROBE) {
+        return probes(ops);
+    }
     // SAFETY: the helper takes this program's own context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ops.cast()) };
     let Some(pod) = pod_of(netns_cookie) else { return };
     let key = key_of(ops);
-    let role = match role_of(ops) {
+    let role = match state {
         Some(state) if state.role == SocketRole::LEG => SocketRole::LEG,
         Some(_) => return,
         None if is_bypass(ops, pod, netns_cookie, &key) => SocketRole::BYPASS,
@@ -82,6 +86,24 @@ fn is_bypass(ops: *mut bpf_sock_ops, pod: &PodEntry, netns_cookie: u64, key: &Fl
     !captured
         && (pod.address4.same(&key.local) || pod.address6.same(&key.local))
         && verdict(&VerdictKey::new(netns_cookie, key.remote, key.remote_port)) == Some(VerdictAction::BYPASS)
+}
+
+/// Filed among the legs, under the slot of the pod that it goes to: steering lets both through alike.
+#[inline(always)]
+fn probes(ops: *mut bpf_sock_ops) {
+    let key = key_of(ops);
+    // SAFETY: the map is not preallocated: an element is freed only after the programs that run now.
+    let Some(local) = (unsafe { LOCAL.get(&key.remote) }) else { return };
+    let slot = local.slot;
+    // SAFETY: the helpers take this program's own context, or nothing.
+    let (netns_cookie, socket_cookie, opened_ns) =
+        unsafe { (bpf_get_netns_cookie(ops.cast()), bpf_get_socket_cookie(ops.cast()), bpf_ktime_get_ns()) };
+    let flow = Flow { netns_cookie, socket_cookie, opened_ns, slot, role: SocketRole::PROBE };
+    if LEGS.insert(&key, &flow, ANY).is_err() {
+        count(Counter::FlowsFull);
+        return;
+    }
+    watch_state(ops);
 }
 
 #[inline(always)]
@@ -133,7 +155,7 @@ fn changed(ops: *mut bpf_sock_ops) {
         Some(state) if state.role == SocketRole::LISTENER && old == STATE_LISTEN => {
             stopped(ops, &key, state.epoch);
         }
-        Some(state) if state.role == SocketRole::LEG => {
+        Some(state) if state.role == SocketRole::LEG || state.role == SocketRole::PROBE => {
             let _ = LEGS.remove(&key);
         }
         Some(_) => {}

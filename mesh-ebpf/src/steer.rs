@@ -81,11 +81,11 @@ fn same_host(key: &FlowKey) -> bool {
 }
 
 #[inline(always)]
-fn is_mesh_port(port: u16) -> bool {
+pub fn is_mesh_port(port: u16) -> bool {
     port == PORT_OUTBOUND || port == PORT_INBOUND || port == PORT_HBONE
 }
 
-/// A leg of the agent into this very pod, or a flow that is authorised at this moment: the verdict is
+/// A leg of the agent or a probe of the kubelet into this very pod, or a flow that is authorised at this moment: the verdict is
 /// asked again, so that one withdrawn between the connect and the packet does not count.
 #[inline(always)]
 fn is_known(key: &FlowKey, slot: u32) -> bool {

@@ -22,6 +22,7 @@ const FLOORS: &[&str] = &[
     "source",
     "ca",
     "admin",
+    "cni",
     // Above `admin`: it shows its metrics and readiness by the same servers.
     "controller",
     "install",

@@ -32,13 +32,13 @@ pub enum SocketError {
 /// The bound socket; dropping it removes the file, unless a successor has taken the name.
 #[derive(Debug)]
 pub struct BoundSocket {
-    pub(super) listener: UnixListener,
-    pub(super) file: SocketFile,
+    pub(crate) listener: UnixListener,
+    pub(crate) file: SocketFile,
 }
 
 /// The file's name and identity.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,

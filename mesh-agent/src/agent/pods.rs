@@ -144,6 +144,8 @@ impl Pods {
         workers: &[WorkerHandle],
     ) -> anyhow::Result<Changes> {
         let local: Vec<&Arc<Workload>> = enrolled(world, &shared.node).collect();
+        // Held open, a namespace would never end.
+        self.namespaces.retain(|id| world.workload(id).is_some_and(|workload| !workload.ended));
         self.namespaces.update(&to_find(&local), Instant::now());
         self.reconciled = self.namespaces.changes();
         let wanted: BTreeMap<WorkloadId, PodAttachment> = local
@@ -207,7 +209,9 @@ impl Pods {
             outside.filter(|workload| !workload.host_network && !workload.ended).collect();
         let mut namespaces = self.namespaces.another();
         namespaces.update(&to_find(&outside), Instant::now());
-        let found = outside.into_iter().filter_map(|workload| attachment(world, workload, &namespaces));
+        let found = outside.into_iter().filter_map(|workload| {
+            attachment(world, workload, &namespaces).or_else(|| attachment(world, workload, &self.namespaces))
+        });
         for attachment in found {
             match capture.disown(&attachment) {
                 Ok(false) => {}
@@ -316,6 +320,7 @@ impl Pods {
             id: id.clone(),
             netns: enrolled.netns,
             cookie: enrolled.cookie,
+            addresses: attachment.addresses.clone(),
             budget: Budget::new(MAX_CONNECTIONS_PER_WORKLOAD),
             tunnels: TunnelBudgets::of_workload(),
         });
@@ -382,6 +387,16 @@ impl Pods {
         });
     }
 
+    /// Tries a pod that waits for its next try at once: something about it is new.
+    pub(super) fn try_now(&mut self, id: &WorkloadId) {
+        self.pending.remove(id);
+    }
+
+    /// Whether a pod is attached in this very namespace.
+    pub(super) fn is_attached(&self, id: &WorkloadId, cookie: u64) -> bool {
+        self.attached.get(id).is_some_and(|attached| attached.pod.cookie == cookie)
+    }
+
     /// Shows the workers who is here, and the certificate manager whose certificates are needed.
     fn publish(&self, world: &World, shared: &Shared) {
         let pods = self.attached.iter().map(|(id, attached)| (id.clone(), Arc::clone(&attached.pod)));
@@ -445,7 +460,13 @@ fn to_find<'a>(workloads: &[&'a Arc<Workload>]) -> Vec<Wanted<'a>> {
 
 /// Whether the pod must be attached anew: another namespace or other addresses.
 fn moved(wanted: &PodAttachment, attached: &Attached) -> bool {
-    wanted.addresses != attached.attachment.addresses || !names(&wanted.netns, &attached.pod.netns)
+    let sorted = |attachment: &PodAttachment| {
+        // The CNI plugin's order need not be the API server's.
+        let mut addresses = attachment.addresses.clone();
+        addresses.sort_unstable();
+        addresses
+    };
+    sorted(wanted) != sorted(&attached.attachment) || !names(&wanted.netns, &attached.pod.netns)
 }
 
 /// Whether this is how the namespace is named. A file that cannot be looked at says nothing against it, one that is

@@ -14,6 +14,7 @@ use super::error::CaptureError;
 use super::handle::LivePod;
 use super::maps::{Maps, pin_path};
 use super::object::{self, STEER};
+use super::podns::Namespace;
 use super::{Capture, Enrolled, PodAttachment, Record, WorkerListeners, listeners};
 use crate::model::WorkloadId;
 use crate::net::route::{self, Family};
@@ -327,7 +328,7 @@ pub(super) fn release(capture: &mut Capture, id: &WorkloadId) -> Result<(), Capt
     };
     let restored = record.netns.run(inside).map_err(|source| CaptureError::Netns {
         workload: id.clone(),
-        path: std::path::PathBuf::new(),
+        path: Namespace::Open(Arc::clone(&record.netns)).path(),
         source,
     });
     listeners::forget(maps, record.slot).map_err(access("LISTEN"))?;

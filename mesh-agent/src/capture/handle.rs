@@ -13,6 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 use parking_lot::{Mutex, RwLock};
 
 use super::error::CaptureError;
+use super::host::Kernel;
 use super::listeners;
 use super::maps::Maps;
 use super::verdicts::Installed;
@@ -23,13 +24,14 @@ use crate::net::sock_diag;
 pub(super) struct Shared {
     pub(super) maps: Maps,
     pub(super) dir: PathBuf,
+    pub(super) kernel: Kernel,
     pub(super) verdicts: Mutex<Installed>,
     pub(super) pods: RwLock<HashMap<u64, LivePod>>,
 }
 
 impl Shared {
-    pub(super) fn new(maps: Maps, dir: PathBuf) -> Self {
-        Self { maps, dir, verdicts: Mutex::default(), pods: RwLock::default() }
+    pub(super) fn new(maps: Maps, dir: PathBuf, kernel: Kernel) -> Self {
+        Self { maps, dir, kernel, verdicts: Mutex::default(), pods: RwLock::default() }
     }
 }
 
@@ -109,6 +111,12 @@ impl CaptureHandle {
         self.shared.maps.set(Setting::Heartbeat, now).map_err(access)
     }
 
+    /// Tells the kernel which namespace is the node's own, where its kubelet lives.
+    pub(super) fn set_node_netns(&self, cookie: u64) -> Result<(), CaptureError> {
+        let access = |source| CaptureError::MapAccess { map: "CONFIG", source };
+        self.shared.maps.set(Setting::NodeNetns, cookie).map_err(access)
+    }
+
     /// The ports somebody in the pod listens on, beyond its loopback.
     pub fn listening(&self, cookie: u64) -> Result<Vec<u16>, CaptureError> {
         let Some(pod) = self.pod(cookie) else { return Ok(Vec::new()) };
@@ -139,7 +147,7 @@ impl CaptureHandle {
         Ok(entries.iter().map(|(key, flow)| LiveFlow::new(key, flow)).collect())
     }
 
-    /// How many legs to applications the kernel knows; for tests and metrics.
+    /// How many legs to applications, and probes, the kernel knows; for tests and metrics.
     pub fn legs(&self) -> Result<usize, CaptureError> {
         let entries = self
             .shared

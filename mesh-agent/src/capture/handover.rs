@@ -24,7 +24,7 @@ mod message;
 mod predecessor;
 mod server;
 mod socket;
-mod wire;
+pub(crate) mod wire;
 
 pub use holder_client::{Count, HolderClient};
 pub use message::{Kind, Refusal, Service};

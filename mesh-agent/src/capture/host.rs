@@ -20,12 +20,16 @@ const KERNEL_FLOOR: (u32, u32) = (5, 15);
 const KERNEL_FLOOR_TEXT: &str = "5.15";
 /// `bpf_set_retval` for the connect hooks.
 const SET_RETVAL_SINCE: (u32, u32) = (5, 18);
+/// `bpf_get_ns_current_pid_tgid` for every kind of program.
+const NAMESPACED_PID_SINCE: (u32, u32) = (6, 10);
 const DIR_MODE: u32 = 0o700;
 
 /// What was found out about the kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernel {
     pub(super) has_set_retval: bool,
+    /// The programs can ask for a process's number in a PID namespace other than the initial one.
+    pub(super) has_namespaced_pid: bool,
 }
 
 pub(super) fn check() -> Result<Kernel, CaptureError> {
@@ -48,7 +52,10 @@ fn check_release(release: &str) -> Result<Kernel, CaptureError> {
     if version < KERNEL_FLOOR {
         return Err(CaptureError::KernelTooOld { found: release.to_owned(), needed: KERNEL_FLOOR_TEXT });
     }
-    Ok(Kernel { has_set_retval: version >= SET_RETVAL_SINCE })
+    Ok(Kernel {
+        has_set_retval: version >= SET_RETVAL_SINCE,
+        has_namespaced_pid: version >= NAMESPACED_PID_SINCE,
+    })
 }
 
 /// Major and minor of a release such as `6.18.44-1-generic`; an unreadable one counts as too old.

@@ -16,9 +16,9 @@ use super::table::Table;
 pub(super) const EVENTS: &str = "EVENTS";
 
 /// Every map that is pinned.
-pub(super) const NAMES: [&str; 13] = [
-    "PODS", "LOCAL", "SLOTS", "ROLES", "VERDICTS", "FLOWS", "LEGS", "LISTEN", "SEEDED", "SOCKETS", "CONFIG",
-    "COUNTERS", EVENTS,
+pub(super) const NAMES: [&str; 14] = [
+    "PODS", "LOCAL", "SLOTS", "ROLES", "VERDICTS", "FLOWS", "LEGS", "LISTEN", "SEEDED", "SOCKETS", "PROBERS",
+    "CONFIG", "COUNTERS", EVENTS,
 ];
 
 /// The map of the programs' log lines, which only an object with the feature `log` has. Pinned as well, so
@@ -45,6 +45,7 @@ pub(super) struct Maps {
     pub(super) listen: Table<u64, u64>,
     pub(super) seeded: Table<u64, u64>,
     pub(super) sockets: Table<u32, u32>,
+    pub(super) probers: Table<u32, u64>,
     config: Table<u32, u64>,
     counters: Table<u32, u64>,
 }
@@ -62,6 +63,7 @@ impl Maps {
             listen: open(dir, "LISTEN")?,
             seeded: open(dir, "SEEDED")?,
             sockets: open(dir, "SOCKETS")?,
+            probers: open(dir, "PROBERS")?,
             config: open(dir, "CONFIG")?,
             counters: open(dir, "COUNTERS")?,
         })

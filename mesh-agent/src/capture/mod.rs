@@ -33,6 +33,7 @@ mod log;
 mod maps;
 mod object;
 mod podns;
+mod probers;
 mod table;
 mod verdicts;
 
@@ -42,6 +43,7 @@ pub use handle::{CaptureHandle, FlowEnds, LiveFlow, Opener, OpenerRole};
 #[cfg(feature = "ebpf-log")]
 pub use log::KernelLog;
 pub use podns::{Namespace, PodNamespaces, Wanted};
+pub use probers::{Kubelet, ProbersError, Processes};
 pub use verdicts::{KernelAction, VerdictChange};
 
 use enrol::Pods;
@@ -136,10 +138,11 @@ impl Capture {
         let mut object = object::load(&config.bpf_dir, kernel, 0)?;
         let maps = Maps::open(&config.bpf_dir)?;
         let pods = Pods::adopt(&maps, own.cookie())?;
-        let shared = Arc::new(Shared::new(maps, config.bpf_dir.clone()));
+        let shared = Arc::new(Shared::new(maps, config.bpf_dir.clone(), kernel));
         let handle = CaptureHandle::new(Arc::clone(&shared));
         handle.heartbeat()?;
         handle.adopt_generation()?;
+        handle.set_node_netns(own.cookie())?;
         attach(&mut object, &cgroup, &config.bpf_dir)?;
         Ok(Self {
             config: config.clone(),

@@ -28,7 +28,11 @@ pub(super) const STEER: &str = "mesh_steer";
 pub(super) fn load(dir: &Path, kernel: Kernel, slot: u32) -> Result<Ebpf, CaptureError> {
     let has_set_retval = u32::from(kernel.has_set_retval);
     let mut loader = EbpfLoader::new();
-    loader.override_global("SLOT", &slot, true).override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    let has_namespaced_pid = u32::from(kernel.has_namespaced_pid);
+    loader
+        .override_global("SLOT", &slot, true)
+        .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+        .override_global("HAS_NAMESPACED_PID", &has_namespaced_pid, true);
     for name in NAMES.into_iter().chain(LOGS) {
         loader.map_pin_path(name, pin_path(dir, name));
     }

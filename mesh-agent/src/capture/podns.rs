@@ -181,11 +181,23 @@ impl PodNamespaces {
         Ok(())
     }
 
+    /// Lets go of a pod's namespace: held open, it would never end.
+    pub fn forget(&mut self, id: &WorkloadId) {
+        self.found.remove(id);
+        self.missing.remove(id);
+    }
+
+    /// Lets go of the namespaces of pods that are no more.
+    pub fn retain(&mut self, is_wanted: impl Fn(&WorkloadId) -> bool) {
+        self.found.retain(|id, _| is_wanted(id));
+    }
+
     /// Looks for the wanted pods that are not known, forgets those that are not wanted, and looks again for those
     /// whose namespace is another by now. Costs nothing while all are known and sound.
     pub fn update(&mut self, wanted: &[Wanted<'_>], now: Instant) {
         let by_id: HashMap<&WorkloadId, &Wanted<'_>> = wanted.iter().map(|one| (one.id, one)).collect();
-        self.found.retain(|id, _| by_id.contains_key(id));
+        // What was told is kept until its teller or `retain` lets go of it: nobody could find it again at once.
+        self.found.retain(|id, found| found.process.is_none() || by_id.contains_key(id));
         self.missing.retain(|id, _| by_id.contains_key(id));
         let check = self.is_due(now);
         if check {

@@ -59,6 +59,9 @@ enum Verb {
     /// Keep an agent's listeners while it restarts (started by the agent)
     #[command(hide = true)]
     Hold(HoldArgs),
+    /// The chained CNI plugin (called by the container runtime)
+    #[command(hide = true)]
+    Cni,
     /// Connect standard input and output to the admin socket (run by the CLI inside the agent's container)
     #[command(hide = true)]
     AdminRelay,
@@ -137,6 +140,7 @@ pub enum Action {
     Hold(HoldArgs),
     /// With the agent's socket.
     Relay(PathBuf),
+    Cni,
     Ask(Question),
 }
 
@@ -223,6 +227,7 @@ impl Cli {
             }
             Verb::Controller(args) => Action::Controller(args),
             Verb::Hold(args) => Action::Hold(args),
+            Verb::Cni => Action::Cni,
             Verb::AdminRelay => {
                 Action::Relay(self.admin_socket.unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into()))
             }
@@ -283,7 +288,7 @@ impl Verb {
     async fn answer(self, client: &Client, printer: Printer) -> Result<Exit, CliError> {
         match self {
             // `Cli::action` keeps these.
-            Self::Run(_) | Self::Controller(_) | Self::Hold(_) | Self::AdminRelay => Ok(Exit::Usage),
+            Self::Run(_) | Self::Controller(_) | Self::Hold(_) | Self::Cni | Self::AdminRelay => Ok(Exit::Usage),
             Self::Probe(args) => probe::run(client, &args).await,
             Self::Installation(verb) => verb.run().await,
             Self::Status(_) => status::run(client, printer).await,

@@ -148,3 +148,29 @@ fn a_setting_of_the_agents_own_is_told_from_a_default() {
     let own = RunArgs { trust_domain: Some("cluster.local".into()), ..base() }.resolve().unwrap().own;
     assert!(own.trust_domain && !own.root_namespace && !own.access_log);
 }
+
+/// The CNI socket is the documented one, and beside its admin socket for another agent on the same machine.
+#[test]
+fn the_cni_socket_goes_with_the_admin_socket() {
+    assert_eq!(base().resolve().unwrap().cni_socket, PathBuf::from("/run/nodemesh/cni.sock"));
+    let settings = RunArgs { admin_socket: Some("/tmp/lab/node-a.sock".into()), ..base() }.resolve().unwrap();
+    assert_eq!(settings.cni_socket, PathBuf::from("/tmp/lab/node-a.cni.sock"));
+    let same = problem(|args| {
+        args.admin_socket = Some("/tmp/one.sock".into());
+        args.cni_socket = Some("/tmp/one.sock".into());
+    });
+    assert!(same.contains("cni-socket") && same.contains("/tmp/one.sock"), "{same}");
+    let long = problem(|args| args.cni_socket = Some("/x".repeat(SOCKET_PATH_MAX_BYTES).into()));
+    assert!(long.contains("cni-socket"), "{long}");
+}
+
+/// The plugin is kept installed in both folders or in none.
+#[test]
+fn the_cni_folders_come_together() {
+    assert_eq!(base().resolve().unwrap().cni_dirs, None);
+    let args = flags(&["--cni-bin-dir", "/opt/cni/bin", "--cni-conf-dir", "/etc/cni/net.d"]);
+    let both = RunArgs { cni_bin_dir: args.cni_bin_dir, cni_conf_dir: args.cni_conf_dir, ..base() };
+    assert_eq!(both.resolve().unwrap().cni_dirs, Some(("/opt/cni/bin".into(), "/etc/cni/net.d".into())));
+    let problem = problem(|args| args.cni_bin_dir = Some("/opt/cni/bin".into()));
+    assert!(problem.starts_with("cni-conf-dir") && problem.contains("cni-bin-dir"), "{problem}");
+}

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -28,6 +28,11 @@ impl NetNs {
     /// The namespace of the calling thread.
     pub fn current() -> io::Result<Self> {
         Self::from_file(open_current()?)
+    }
+
+    /// A namespace that somebody else has opened and handed over; an error if it is none.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        Self::from_file(File::from(fd))
     }
 
     fn from_file(file: File) -> io::Result<Self> {

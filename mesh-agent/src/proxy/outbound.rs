@@ -107,7 +107,7 @@ fn identify(worker: &Worker, pod: &LocalPod, stream: TcpStream, client: SocketAd
     let world = worker.shared.store.load();
     let Ok(original) = stream.local_addr() else { return None };
     let (client, original) = (sock::canonical(client), sock::canonical(original));
-    let Some(source) = world.workload(&pod.id).map(Arc::clone) else {
+    let Some(source) = world.workload(&pod.id).map(|workload| pod.with_addresses(workload)) else {
         upstream::reset(stream);
         return None;
     };

@@ -5,7 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -18,7 +18,7 @@ use tokio::task::{AbortHandle, LocalSet};
 
 use crate::capture::{CaptureHandle, WorkerListeners};
 use crate::identity::CertManager;
-use crate::model::{Hits, Identity, ServiceId, WorkloadId};
+use crate::model::{Hits, Identity, ServiceId, Workload, WorkloadId};
 use crate::net::netns::NetNs;
 use crate::observe::{ConnectionTable, Limit};
 use crate::proxy::limits::{Budget, TunnelBudgets};
@@ -57,8 +57,20 @@ pub struct LocalPod {
     pub netns: Arc<NetNs>,
     /// `SO_NETNS_COOKIE` of its namespace.
     pub cookie: u64,
+    /// The addresses it was enrolled with: known before the API server tells them.
+    pub addresses: Vec<IpAddr>,
     pub budget: Arc<Budget>,
     pub tunnels: TunnelBudgets,
+}
+
+impl LocalPod {
+    /// The pod's workload, with the addresses that the CNI plugin told where the API server has not told any yet.
+    pub fn with_addresses(&self, workload: &Arc<Workload>) -> Arc<Workload> {
+        if !workload.addresses.is_empty() {
+            return Arc::clone(workload);
+        }
+        Arc::new(Workload { addresses: self.addresses.clone(), ..Workload::clone(workload) })
+    }
 }
 
 /// What `agent` tells a worker.

@@ -31,7 +31,7 @@ impl World {
 
     fn put(&mut self, key: &ObjectKey, object: Object) -> bool {
         match object {
-            Object::Namespace(facts) => self.namespace(&key.name, facts.enrolled),
+            Object::Namespace(facts) => self.namespace(&key.name, Some(facts.enrolled)),
             Object::Node(facts) => {
                 let old = self.nodes.get(&key.name);
                 let changed = old.is_none_or(|old| **old != facts);
@@ -66,7 +66,7 @@ impl World {
 
     fn remove(&mut self, key: &ObjectKey) -> bool {
         match key.kind {
-            Kind::Namespace => self.namespace(&key.name, false),
+            Kind::Namespace => self.namespace(&key.name, None),
             Kind::Node => self.nodes.remove(&key.name).is_some(),
             Kind::Pod => self.remove_pod(key),
             Kind::Service => {
@@ -94,14 +94,16 @@ impl World {
         changed
     }
 
-    fn namespace(&mut self, name: &Arc<str>, enrolled: bool) -> bool {
-        let changed = if enrolled {
-            self.enrolled_namespaces.insert(Arc::clone(name)).is_none()
-        } else {
-            self.enrolled_namespaces.remove(name).is_some()
+    /// `enrolled` is none for a namespace that is gone.
+    fn namespace(&mut self, name: &Arc<str>, enrolled: Option<bool>) -> bool {
+        let before = match enrolled {
+            Some(enrolled) => self.namespaces.insert(Arc::clone(name), enrolled),
+            None => self.namespaces.remove(name),
         };
-        if !changed {
-            return false;
+        let known = before.is_some() != enrolled.is_some();
+        let enrolled = enrolled.unwrap_or(false);
+        if before.unwrap_or(false) == enrolled {
+            return known;
         }
         let pods: Vec<(Arc<str>, PodEntry)> = self
             .pods
@@ -124,7 +126,7 @@ impl World {
         let PodFacts { mut workload, created } = facts;
         let created = Age::try_from(created.max(0)).unwrap_or(Age::MAX);
         let eligible = workload.enrolled;
-        workload.enrolled = eligible && self.enrolled_namespaces.contains(&key.namespace);
+        workload.enrolled = eligible && self.namespaces.get(&key.namespace).copied().unwrap_or(false);
         let entry = PodEntry { workload: Arc::new(workload), eligible, created };
         let old = self.pods.get(&key.namespace).and_then(|pods| pods.get(&key.name)).cloned();
         if old.as_ref() == Some(&entry) {

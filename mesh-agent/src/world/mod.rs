@@ -37,7 +37,8 @@ pub struct World {
     pub mesh: Arc<MeshSettings>,
     /// The mesh-wide settings as they are written; `compile::mesh_config::settings` says what of them is in force.
     pub config: Arc<MeshConfig>,
-    enrolled_namespaces: OrdSet<Arc<str>>,
+    /// Whether each known namespace is enrolled.
+    namespaces: OrdMap<Arc<str>, bool>,
     nodes: OrdMap<Arc<str>, Arc<NodeFacts>>,
     pods: Named<PodEntry>,
     workloads: OrdMap<WorkloadId, Arc<Workload>>,
@@ -88,7 +89,7 @@ impl World {
             version: 0,
             mesh: Arc::new(mesh),
             config: Arc::default(),
-            enrolled_namespaces: OrdSet::new(),
+            namespaces: OrdMap::new(),
             nodes: OrdMap::new(),
             pods: OrdMap::new(),
             workloads: OrdMap::new(),
@@ -143,6 +144,11 @@ impl World {
     pub fn workloads_on(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
         let ids = self.on_node.get(node).into_iter().flat_map(OrdSet::iter);
         ids.filter_map(|id| self.workloads.get(id))
+    }
+
+    /// Every namespace that is known, and whether it is enrolled.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&Arc<str>, bool)> {
+        self.namespaces.iter().map(|(name, enrolled)| (name, *enrolled))
     }
 
     /// The pod of this namespace and name.

@@ -1,5 +1,5 @@
 //! One `sendmsg` and one `recvmsg` with descriptors. Owns: the control message. Never: waits, frames or reads
-//! what the bytes mean. Called by [`super::channel`] only.
+//! what the bytes mean. Called by [`super::channel`] and `cni::server`.
 //!
 //! Receiving does not use nix's iterator: it answers a cut control message (this process is at its limit of
 //! open files) with an error and forgets the descriptors that the kernel did install, which would leak them.
@@ -18,15 +18,15 @@ const CONTROL_WORDS: usize =
 
 /// What one `recvmsg` brought.
 #[derive(Debug, Default)]
-pub(super) struct Received {
-    pub(super) bytes: usize,
-    pub(super) fds: Vec<OwnedFd>,
+pub(crate) struct Received {
+    pub(crate) bytes: usize,
+    pub(crate) fds: Vec<OwnedFd>,
     /// Descriptors were lost on the way (MSG_CTRUNC).
-    pub(super) cut: bool,
+    pub(crate) cut: bool,
 }
 
 /// Sends bytes, the descriptors with the first of them; never waits.
-pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::Result<usize> {
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::Result<usize> {
     let rights = [ControlMessage::ScmRights(fds)];
     let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -35,7 +35,7 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::R
 
 /// Receives into `buffer` and takes the descriptors that came along; never waits. The kernel ends a read at
 /// the next message that carries descriptors, so one control buffer always suffices.
-pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
     let mut control = [0u64; CONTROL_WORDS];
     let mut parts = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: msghdr is plain data for which all zeroes is a valid value (null pointers with length 0).
