@@ -68,7 +68,7 @@ pub struct Settings {
     /// None = the pod's own account, else the usual kubeconfig.
     pub kubeconfig: Option<PathBuf>,
     pub context: Option<String>,
-    /// Where the processes of the node's pods are found.
+    /// Where the kubelet and the processes of the node's pods are found.
     pub proc_dir: PathBuf,
     pub ca: CaSettings,
     pub admin_socket: PathBuf,
@@ -76,8 +76,6 @@ pub struct Settings {
     pub cni_socket: PathBuf,
     /// Where the CNI plugin is kept installed: the node's folders of plugins and of configurations. None = not at all.
     pub cni_dirs: Option<(PathBuf, PathBuf)>,
-    /// Where the node's processes are seen.
-    pub proc_dir: PathBuf,
     pub metrics: SocketAddr,
     pub readiness: SocketAddr,
     pub trust_domain: String,
@@ -168,9 +166,6 @@ pub struct RunArgs {
     /// The node's folder of CNI configurations, in whose first the agent keeps its plugin; needs --cni-bin-dir
     #[arg(long, env = "NODEMESH_CNI_CONF_DIR", value_name = "DIR")]
     pub cni_conf_dir: Option<PathBuf>,
-    /// The node's /proc, where the kubelet and pods' processes are found [default: /proc]
-    #[arg(long, env = "NODEMESH_PROC_DIR", value_name = "DIR")]
-    pub proc_dir: Option<PathBuf>,
     /// Address of /metrics [default: 127.0.0.1:15020]
     #[arg(long, env = "NODEMESH_METRICS", value_name = "ADDR:PORT")]
     pub metrics: Option<SocketAddr>,
@@ -361,7 +356,6 @@ impl RunArgs {
             cni_socket: self.cni_socket.or(lower.cni_socket),
             cni_bin_dir: self.cni_bin_dir.or(lower.cni_bin_dir),
             cni_conf_dir: self.cni_conf_dir.or(lower.cni_conf_dir),
-            proc_dir: self.proc_dir.or(lower.proc_dir),
             metrics: self.metrics.or(lower.metrics),
             readiness: self.readiness.or(lower.readiness),
             trust_domain: self.trust_domain.or(lower.trust_domain),

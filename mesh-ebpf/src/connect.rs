@@ -4,8 +4,8 @@
 use aya_ebpf::{
     bindings::{bpf_pidns_info, bpf_sock, bpf_sock_addr},
     helpers::generated::{
-        bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_ns_current_pid_tgid, bpf_map_lookup_elem, bpf_set_retval, bpf_setsockopt, bpf_sk_release,
-        bpf_sk_storage_delete, bpf_sk_storage_get,
+        bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_ns_current_pid_tgid, bpf_map_lookup_elem,
+        bpf_set_retval, bpf_setsockopt, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get,
     },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
@@ -32,6 +32,7 @@ const SO_MARK: i32 = 36;
 const ECONNREFUSED: i32 = 111;
 const LOOPBACK_IFINDEX: u32 = 1;
 const AF_INET6: u32 = 10;
+const STORAGE_CREATE: u64 = 1;
 
 /// Whether this kernel has `bpf_set_retval` for these programs (5.18). Without it a refusal is EPERM.
 #[unsafe(no_mangle)]

@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use mesh_common::{
     Address, Counter, EVENTS_BYTES, Event, FLOWS_MAX, Flow, FlowKey, HEARTBEAT_MAX_NS, LEGS_MAX, LISTEN_MAX,
-    LocalPod, POD_ADDRESSES_MAX, PODS_MAX, PROBERS_MAX, PodEntry, SETTINGS, SOCKETS_MAX, Setting, SocketState,
-    VERDICTS_MAX, Verdict, VerdictKey,
+    LocalPod, POD_ADDRESSES_MAX, PODS_MAX, PROBERS_MAX, PodEntry, SETTINGS, SOCKETS_MAX, Setting,
+    SocketState, VERDICTS_MAX, Verdict, VerdictKey,
 };
 
 /// Entries come and go with connections; memory must not be taken for the limit up front.

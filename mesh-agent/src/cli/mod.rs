@@ -288,7 +288,9 @@ impl Verb {
     async fn answer(self, client: &Client, printer: Printer) -> Result<Exit, CliError> {
         match self {
             // `Cli::action` keeps these.
-            Self::Run(_) | Self::Controller(_) | Self::Hold(_) | Self::Cni | Self::AdminRelay => Ok(Exit::Usage),
+            Self::Run(_) | Self::Controller(_) | Self::Hold(_) | Self::Cni | Self::AdminRelay => {
+                Ok(Exit::Usage)
+            }
             Self::Probe(args) => probe::run(client, &args).await,
             Self::Installation(verb) => verb.run().await,
             Self::Status(_) => status::run(client, printer).await,
