@@ -443,6 +443,18 @@ impl Agent {
             probers.abort();
         }
         self.cni.close();
+        if end == End::Signal
+            && self.settings.daemonset.is_some()
+            && let Some((bin_dir, conf_dir)) = &self.settings.cni_dirs
+        {
+            // For good: a plugin that nobody answers would keep pods from starting.
+            match crate::cni::files::remove(bin_dir, conf_dir) {
+                Ok(_any) => {}
+                Err(error) => {
+                    tracing::error!(%error, "the CNI plugin is still in the node's network configuration")
+                }
+            }
+        }
         self.view.set_state(State::Draining);
         tracing::info!(?end, connections = self.shared.connections.len(), "draining");
         if end == End::Signal {

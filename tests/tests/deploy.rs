@@ -38,6 +38,7 @@ fn helm() -> PathBuf {
     let version = HELM_PINS
         .lines()
         .find_map(|line| line.trim().trim_start_matches("require ").strip_prefix("helm.sh/helm/v3 "))
+        .and_then(|version| version.split(' ').next())
         .unwrap();
     let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let cache = env::var_os("NODEMESH_KUBE").map(PathBuf::from).unwrap_or_else(|| {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::phases::Phases;
 use crate::setup::{self, Need};
-use crate::{build_ebpf, command, paths};
+use crate::{build_ebpf, command, image, paths};
 
 pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     let mut phases = Phases::default();
@@ -20,6 +20,8 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
             lint(&mut phases);
         }
         if phases.run("build", |_| build()).is_some() {
+            // What the cluster's tests install.
+            phases.run("image", |_| image::run(true, None, None));
             phases.run("test", |note| run_tests(filter, note));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -73,18 +73,48 @@ pub(super) fn cgroup_root(named: Option<&Path>) -> Result<PathBuf, CaptureError>
     if !path.join(CONTROLLERS).exists() {
         return Err(CaptureError::NoCgroupV2);
     }
-    // Every group but the root tells whether it is populated.
-    if path.join("cgroup.events").exists() {
+    if is_inner(&path) && !is_root_of_the_node(&path) {
         return Err(CaptureError::NotCgroupRoot { path });
     }
     Ok(path)
+}
+
+/// Every group but the root tells whether it is populated.
+fn is_inner(path: &Path) -> bool {
+    path.join("cgroup.events").exists()
+}
+
+/// Where the node itself is a container (kind, k3d, a test's cluster) its root is an inner group of the machine. It is
+/// known by its first process, seen by hostPID: what that has mounted as its root. A first process of this mount
+/// namespace is only a container's own, and says nothing.
+fn is_root_of_the_node(path: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let first = Path::new("/proc/1");
+    let namespaces = ["/proc/self/ns/mnt", "/proc/1/ns/mnt"].map(|path| identity(Path::new(path)));
+    if namespaces[0].is_none() || namespaces[1].is_none() || namespaces[0] == namespaces[1] {
+        return false;
+    }
+    let Ok(mounts) = fs::read_to_string(first.join("mounts")) else { return false };
+    let wanted = identity(path);
+    cgroup2_mounts(&mounts).any(|mount| {
+        let seen = first.join("root").join(mount.strip_prefix("/").unwrap_or(&mount));
+        wanted.is_some() && identity(&seen) == wanted
+    })
+}
+
+fn cgroup2_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> {
+    mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let path = fields.nth(1)?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
+    })
 }
 
 /// Where it can be reached: a mount may lie hidden under another.
 fn find_cgroup2() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     choose_cgroup2(&mounts, &|path| path.join(CONTROLLERS).exists(), &|path| {
-        path.join("cgroup.events").exists()
+        !is_inner(path) || is_root_of_the_node(path)
     })
 }
 
@@ -93,17 +123,10 @@ fn find_cgroup2() -> Option<PathBuf> {
 fn choose_cgroup2(
     mounts: &str,
     is_reachable: &dyn Fn(&Path) -> bool,
-    is_inner: &dyn Fn(&Path) -> bool,
+    is_root: &dyn Fn(&Path) -> bool,
 ) -> Option<PathBuf> {
-    let found = || {
-        let paths = mounts.lines().filter_map(|line| {
-            let mut fields = line.split(' ');
-            let path = fields.nth(1)?;
-            (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
-        });
-        paths.filter(|path| is_reachable(path))
-    };
-    found().find(|path| !is_inner(path)).or_else(|| found().next())
+    let found = || cgroup2_mounts(mounts).filter(|path| is_reachable(path));
+    found().find(|path| is_root(path)).or_else(|| found().next())
 }
 
 /// Makes the folder for pins, mounts the BPF file system where that is what is missing, and takes the

@@ -151,6 +151,7 @@ fn kubelet(cluster: &Cluster) -> Result<()> {
 /// `kubectl port-forward` to a pod's 8080; ends when dropped.
 struct PortForward {
     child: Child,
+    said: Option<BufReader<std::process::ChildStdout>>,
     address: Option<SocketAddr>,
 }
 
@@ -160,7 +161,7 @@ impl PortForward {
         kubectl.args(["port-forward", "-n", "shop", &format!("pod/{pod}"), ":8080", "--address=127.0.0.1"]);
         let child =
             kubectl.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start kubectl")?;
-        Ok(Self { child, address: None })
+        Ok(Self { child, said: None, address: None })
     }
 
     /// Forwarding from 127.0.0.1:40123 -> 8080
@@ -169,8 +170,10 @@ impl PortForward {
             return Ok(address);
         }
         let mut line = String::new();
-        let stdout = self.child.stdout.take().context("kubectl without an output")?;
-        BufReader::new(stdout).read_line(&mut line)?;
+        let mut said = BufReader::new(self.child.stdout.take().context("kubectl without an output")?);
+        said.read_line(&mut line)?;
+        // It says more with each connection, and ends when nobody can hear it.
+        self.said = Some(said);
         let Some(address) = line.split(' ').find_map(|word| word.parse().ok()) else {
             bail!("kubectl port-forward said {line:?}");
         };

@@ -16,13 +16,15 @@ struct Module {
     dir: &'static str,
     path: &'static str,
     programs: &'static [&'static str],
+    /// Where the programs' packages are below the module, each named as its program; empty = the module is the program.
+    packages: &'static str,
     /// Where it goes, below the folder of components; `{}` is the version.
     folder: &'static str,
     why: &'static str,
     takes: &'static str,
 }
 
-const MODULES: [Module; 2] = [
+const MODULES: [Module; 3] = [
     Module {
         dir: "kubernetes",
         path: "k8s.io/kubernetes",
@@ -34,6 +36,7 @@ const MODULES: [Module; 2] = [
             "kubectl",
             "kubelet",
         ],
+        packages: "/cmd/",
         folder: "{}",
         why: "the test cluster runs it",
         takes: "about eight minutes on two processors, once",
@@ -42,8 +45,18 @@ const MODULES: [Module; 2] = [
         dir: "coredns",
         path: "github.com/coredns/coredns",
         programs: &["coredns"],
+        packages: "",
         folder: "coredns-{}",
         why: "the test cluster's DNS",
+        takes: "about two minutes",
+    },
+    Module {
+        dir: "helm",
+        path: "helm.sh/helm/v3",
+        programs: &["helm"],
+        packages: "/cmd/",
+        folder: "helm-{}",
+        why: "a test compares the chart with the Kustomize base",
         takes: "about two minutes",
     },
 ];
@@ -119,7 +132,10 @@ impl Module {
     }
 
     fn package(&self, program: &str) -> String {
-        if self.programs.len() == 1 { self.path.to_owned() } else { format!("{}/cmd/{program}", self.path) }
+        if self.packages.is_empty() {
+            return self.path.to_owned();
+        }
+        format!("{}{}{program}", self.path, self.packages)
     }
 }
 

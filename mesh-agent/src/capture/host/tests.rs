@@ -47,10 +47,10 @@ fn a_folder_outside_the_bpf_file_system_is_refused() {
 #[test]
 fn the_root_is_found_beside_a_containers_own_group() {
     let mounts = "cgroup /sys/fs/cgroup cgroup2 ro 0 0\ncgroup2 /host/cgroup cgroup2 ro 0 0\n";
-    let inner = |path: &Path| path == Path::new("/sys/fs/cgroup");
-    assert_eq!(choose_cgroup2(mounts, &|_| true, &inner), Some("/host/cgroup".into()));
+    let root = |path: &Path| path == Path::new("/host/cgroup");
+    assert_eq!(choose_cgroup2(mounts, &|_| true, &root), Some("/host/cgroup".into()));
     assert_eq!(
-        choose_cgroup2(mounts, &|_| true, &|_| true),
+        choose_cgroup2(mounts, &|_| true, &|_| false),
         Some("/sys/fs/cgroup".into()),
         "named in the error"
     );
