@@ -51,10 +51,12 @@ pub(crate) fn create(cluster: &str, node: &str) -> Result<Vec<PathBuf>> {
         for part in [OURS, cluster, node] {
             dir.push(part);
             match fs::create_dir(&dir) {
-                Ok(()) => prepare(&dir)?,
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error).with_context(|| format!("cannot create {}", dir.display())),
             }
+            // Also where it was there: whoever makes it this moment, for the other node, may not have come to it yet.
+            prepare(&dir)?;
         }
         made.push(dir);
     }
