@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
-use super::few::Few;
+use super::few::{Few, Filed};
 use super::{Age, Claim, Named, PodEntry, World};
 use crate::compile::{EndpointFacts, Kind, MeshSettings, Object, ObjectKey, PodFacts, PortFacts, SliceFacts};
 use crate::model::{Endpoint, Identity, Service, ServiceId, ServicePort, Workload, WorkloadId};
@@ -205,7 +205,7 @@ impl World {
     }
 
     fn put_slice(&mut self, key: &ObjectKey, mut facts: SliceFacts) -> bool {
-        let filed = self.slices.get(&key.namespace).and_then(|all| all.get(&facts.service)?.get(&key.name));
+        let filed = self.slices.get(&key.namespace).and_then(|all| all.get(&facts.service)?.named(&key.name));
         if filed.is_some_and(|filed| **filed == facts) {
             return false;
         }
@@ -224,17 +224,22 @@ impl World {
         let service = Arc::clone(&facts.service);
         file_named(&mut self.slice_owner, key, Arc::clone(&service));
         let slices = self.slices.entry(Arc::clone(&key.namespace)).or_default();
-        slices.entry(Arc::clone(&service)).or_default().insert(Arc::clone(&key.name), Arc::new(facts));
+        let filed = Filed { name: Arc::clone(&key.name), object: Arc::new(facts) };
+        slices.entry(Arc::clone(&service)).or_default().put(filed);
         self.derive_service(&service_id(&key.namespace, &service));
         true
     }
 
     fn remove_slice(&mut self, key: &ObjectKey) -> bool {
         let Some(service) = remove(&mut self.slice_owner, key) else { return false };
-        if let Some(slices) = self.slices.get_mut(&key.namespace) {
-            let inner = ObjectKey { namespace: Arc::clone(&service), ..key.clone() };
-            remove(slices, &inner);
+        if let Some(services) = self.slices.get_mut(&key.namespace)
+            && let Some(slices) = services.get_mut(&service)
+        {
+            slices.remove_named(&key.name);
             if slices.is_empty() {
+                services.remove(&service);
+            }
+            if services.is_empty() {
                 self.slices.remove(&key.namespace);
             }
         }
@@ -269,17 +274,19 @@ impl World {
 
     fn cross(&self, id: &ServiceId) -> Option<Service> {
         let (namespace, name) = id.0.split_once('/')?;
-        let facts = self.service_facts.get(namespace)?.get(name)?;
+        let (namespace_name, facts) = self.service_facts.get_key_value(namespace)?;
+        let (own_name, facts) = facts.get_key_value(name)?;
         let slices = self.slices.get(namespace).and_then(|all| all.get(name));
-        let slices: Vec<&Arc<SliceFacts>> = slices.into_iter().flat_map(OrdMap::values).collect();
+        let slices: Vec<&Arc<SliceFacts>> =
+            slices.into_iter().flat_map(Few::iter).map(|filed| &filed.object).collect();
         let port = |port: &PortFacts| {
             let endpoints = self.endpoints(namespace, port, &slices);
             ServicePort::new(Arc::clone(&port.name), port.port, port.protocol, endpoints)
         };
         Some(Service {
             id: id.clone(),
-            name: name.into(),
-            namespace: namespace.into(),
+            name: Arc::clone(own_name),
+            namespace: Arc::clone(namespace_name),
             hostname: format!("{name}.{namespace}.svc.{}", self.mesh.cluster_domain).into(),
             vips: facts.vips.clone(),
             ports: facts.ports.iter().map(port).collect(),

@@ -22,7 +22,7 @@ mod intern;
 mod store;
 
 pub use apply::Change;
-use few::Few;
+use few::{Few, Filed};
 pub use intern::Interner;
 pub use store::{OnPublish, WorldStore};
 
@@ -47,8 +47,8 @@ pub struct World {
     /// Who claims an address; the last claim (the newest) holds it.
     claims: OrdMap<IpAddr, Few<Claim>>,
     service_facts: Named<Arc<ServiceFacts>>,
-    /// Namespace, Service, slice.
-    slices: OrdMap<Arc<str>, Named<Arc<SliceFacts>>>,
+    /// Namespace, Service, slices.
+    slices: Named<Few<Filed<SliceFacts>>>,
     /// Which Service a slice was filed under, by namespace and slice name.
     slice_owner: Named<Arc<str>>,
     services: OrdMap<ServiceId, Arc<Service>>,
