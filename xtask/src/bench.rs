@@ -39,7 +39,7 @@ pub(crate) fn run(what: Option<&str>, with_envoy: bool, json: bool) -> Result<()
 fn scale(json: bool) -> Result<()> {
     eprintln!("==> bench scale (builds the agent as it is shipped: many minutes the first time)");
     let mut bench = command::cargo();
-    bench.args(["bench", "--locked", "-p", "mesh-agent", "--bench", "scale"]);
+    bench.args(["bench", "--locked", "--bench", "scale"]);
     if json {
         bench.args(["--", "--json"]);
     }

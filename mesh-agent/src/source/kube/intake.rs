@@ -35,7 +35,8 @@ pub struct Intake {
     mesh: Arc<MeshSettings>,
     /// Pods of other nodes are kept without what only their own node needs.
     node: Arc<str>,
-    known: HashMap<ObjectKey, Seen>,
+    /// By namespace and name.
+    known: HashMap<(Arc<str>, Arc<str>), Seen>,
     round: u32,
     interner: Interner,
 }
@@ -67,15 +68,16 @@ impl Intake {
 
     /// Everything has been told: what was not is gone.
     pub fn end_list(&mut self) -> Vec<Taken> {
-        let round = self.round;
-        self.known.extract_if(|_, seen| seen.round != round).map(|(key, _)| removed(key)).collect()
+        let (round, kind) = (self.round, self.watched.kind);
+        let gone = self.known.extract_if(|_, seen| seen.round != round);
+        gone.map(|((namespace, name), _)| removed(ObjectKey { kind, namespace, name })).collect()
     }
 
     /// An object as it is now, served under this version; none if that is known already.
     pub fn put(&mut self, version: &str, mut object: Value) -> Option<Taken> {
         let mut key = self.key(&object);
         let seen = Seen { version: hash(text(&object, "/metadata/resourceVersion")), round: self.round };
-        let before = self.known.get_mut(&key).map(|known| std::mem::replace(known, seen));
+        let before = self.known.get_mut(&named(&key)).map(|known| std::mem::replace(known, seen));
         if before.is_some_and(|before| before.version == seen.version) {
             return None;
         }
@@ -94,7 +96,7 @@ impl Intake {
                 Some(Change::Put(held, _)) if *held == key => key = held.clone(),
                 _ => self.interner.text(&mut key.namespace),
             }
-            self.known.insert(key.clone(), seen);
+            self.known.insert(named(&key), seen);
         }
         if change.is_none() {
             for one in compiled.diagnostics.iter_mut().filter(|one| one.severity == Severity::Error) {
@@ -108,7 +110,7 @@ impl Intake {
 
     pub fn deleted(&mut self, object: &Value) -> Option<Taken> {
         let key = self.key(object);
-        self.known.remove(&key).map(|_| removed(key))
+        self.known.remove(&named(&key)).map(|_| removed(key))
     }
 
     /// Takes away what only the pod's own node needs.
@@ -128,6 +130,10 @@ impl Intake {
             name: text(object, "/metadata/name").into(),
         }
     }
+}
+
+fn named(key: &ObjectKey) -> (Arc<str>, Arc<str>) {
+    (Arc::clone(&key.namespace), Arc::clone(&key.name))
 }
 
 fn removed(key: ObjectKey) -> Taken {
