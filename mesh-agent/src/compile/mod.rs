@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::api::gateway;
 use crate::api::istio::mesh::MeshConfig;
 use crate::api::istio::{install, security};
 use crate::api::names::{MESH_CONFIG_MAP, SYSTEM_NAMESPACE};
@@ -25,10 +26,14 @@ pub mod peer_auth;
 pub mod pod;
 mod security_object;
 pub mod service;
+pub mod traffic;
 mod typed;
 mod values;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use traffic::{
+    DestinationRuleFacts, RouteFacts, ServiceEntryFacts, VirtualServiceFacts, WorkloadEntryFacts,
+};
 
 /// What every object is compiled against.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -62,6 +67,12 @@ pub enum Kind {
     EndpointSlice,
     PeerAuthentication,
     AuthorizationPolicy,
+    VirtualService,
+    DestinationRule,
+    HttpRoute,
+    GrpcRoute,
+    ServiceEntry,
+    WorkloadEntry,
     /// The mesh-wide settings: ConfigMap `nodemesh`, or an IstioOperator's `meshConfig`.
     MeshConfig,
 }
@@ -76,6 +87,12 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::VirtualService => "VirtualService",
+            Self::DestinationRule => "DestinationRule",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
             Self::MeshConfig => "MeshConfig",
         }
     }
@@ -115,6 +132,11 @@ pub enum Object {
     EndpointSlice(SliceFacts),
     PeerAuthentication(PeerAuth),
     AuthorizationPolicy(AuthzPolicy),
+    VirtualService(Box<VirtualServiceFacts>),
+    DestinationRule(Box<DestinationRuleFacts>),
+    Route(Box<RouteFacts>),
+    ServiceEntry(Box<ServiceEntryFacts>),
+    WorkloadEntry(Box<WorkloadEntryFacts>),
     MeshConfig(Box<MeshFacts>),
 }
 
@@ -255,6 +277,12 @@ fn one(context: &Context<'_>, value: &Value, out: &mut Compiled) {
         }
         (install::GROUP, "IstioOperator") => mesh_config::operator(&head, value, out),
         ("discovery.k8s.io", "EndpointSlice") => service::slice(&head, value, out),
+        (_, "VirtualService") => traffic::virtual_service(&head, value, out),
+        (_, "DestinationRule") => traffic::destination_rule(&head, value, out),
+        (_, "ServiceEntry") => traffic::service_entry(&head, value, out),
+        (_, "WorkloadEntry") => traffic::workload_entry(&head, value, out),
+        (gateway::GROUP, "HTTPRoute") => traffic::gateway::http(&head, value, out),
+        (gateway::GROUP, "GRPCRoute") => traffic::gateway::grpc(&head, value, out),
         (security::GROUP, kind) if kind != "RequestAuthentication" => authz::unknown_kind(&head, value, out),
         _ => out.diagnostics.push(unread(&head, value)),
     }

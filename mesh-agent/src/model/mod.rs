@@ -5,9 +5,12 @@
 pub mod endpoint;
 pub mod identity;
 pub mod limit;
+pub mod pattern;
 pub mod policy;
 pub mod reason;
+pub mod route;
 pub mod service;
+pub mod traffic;
 pub mod workload;
 
 pub use endpoint::Endpoint;

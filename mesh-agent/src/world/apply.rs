@@ -51,6 +51,11 @@ impl World {
             Object::EndpointSlice(facts) => self.put_slice(key, facts),
             Object::PeerAuthentication(policy) => insert(&mut self.peer_auths, key, policy),
             Object::AuthorizationPolicy(policy) => insert(&mut self.authz, key, policy),
+            Object::VirtualService(facts) => self.put_virtual_service(&name(key), Some(*facts)),
+            Object::DestinationRule(facts) => self.put_destination_rule(&name(key), Some(*facts)),
+            Object::ServiceEntry(facts) => self.put_service_entry(&name(key), Some(*facts)),
+            Object::WorkloadEntry(facts) => self.put_workload_entry(&name(key), Some(*facts)),
+            Object::Route(facts) => self.put_route(key.kind, &name(key), Some(*facts)),
             Object::MeshConfig(facts) => {
                 let mut changed = self.deny(facts.denied);
                 if let Some(config) = facts.config
@@ -77,6 +82,11 @@ impl World {
             Kind::EndpointSlice => self.remove_slice(key),
             Kind::PeerAuthentication => remove(&mut self.peer_auths, key).is_some(),
             Kind::AuthorizationPolicy => remove(&mut self.authz, key).is_some(),
+            Kind::VirtualService => self.put_virtual_service(&name(key), None),
+            Kind::DestinationRule => self.put_destination_rule(&name(key), None),
+            Kind::ServiceEntry => self.put_service_entry(&name(key), None),
+            Kind::WorkloadEntry => self.put_workload_entry(&name(key), None),
+            Kind::HttpRoute | Kind::GrpcRoute => self.put_route(key.kind, &name(key), None),
             Kind::MeshConfig => {
                 self.config = Arc::default();
                 self.deny(Arc::default());
@@ -161,6 +171,7 @@ impl World {
         }
         file_named(&mut self.pods, key, entry);
         touched.iter().for_each(|service| self.derive_service(service));
+        self.derive_selecting(&key.namespace);
         true
     }
 
@@ -173,6 +184,7 @@ impl World {
         displace(&mut self.on_node, &old.workload.node, &old.workload.id);
         let touched = self.users_of(&old.workload.addresses);
         touched.iter().for_each(|service| self.derive_service(service));
+        self.derive_selecting(&key.namespace);
         true
     }
 
@@ -249,24 +261,50 @@ impl World {
 
     /// Crosses a Service with its slices again and refiles it under its addresses and endpoints.
     fn derive_service(&mut self, id: &ServiceId) {
+        if let Some(facts) = self.entries.get(id).cloned() {
+            let service = self.again(id, &facts);
+            return self.place_service(id, service);
+        }
+        let service = self.cross(id);
+        self.place_service(id, service);
+    }
+
+    /// Puts a Service in the place of the one before it; none = there is none any more.
+    pub(super) fn place_service(&mut self, id: &ServiceId, service: Option<Service>) {
         let old = self.services.remove(id);
         if let Some(old) = &old {
             self.unfile(id, old);
         }
-        let Some(service) = self.cross(id) else { return };
+        let ports = |service: &Service| service.ports.iter().map(|port| port.port).collect::<Vec<_>>();
+        // Routes look at what there is to go to, not at its endpoints.
+        let other = old.as_deref().map(ports) != service.as_ref().map(ports);
+        let hostname = old.as_deref().or(service.as_ref()).map(|service| Arc::clone(&service.hostname));
+        match service {
+            Some(service) => self.file_service(id, service),
+            None => drop(self.traffic.remove(id)),
+        }
+        if let Some(hostname) = hostname.filter(|_| other) {
+            self.derive_senders(&hostname);
+        }
+    }
+
+    fn file_service(&mut self, id: &ServiceId, service: Service) {
         for vip in &service.vips {
             file(&mut self.vips, vip, id);
         }
+        file(&mut self.hosts, &service.hostname, id);
         for endpoint in service.ports.iter().flat_map(|port| port.endpoints.iter()) {
             file(&mut self.endpoint_users, &endpoint.address.ip(), id);
         }
         self.services.insert(id.clone(), Arc::new(service));
+        self.derive_traffic(id);
     }
 
     fn unfile(&mut self, id: &ServiceId, old: &Service) {
         for vip in &old.vips {
             unfile(&mut self.vips, vip, id);
         }
+        unfile(&mut self.hosts, &old.hostname, id);
         for endpoint in old.ports.iter().flat_map(|port| port.endpoints.iter()) {
             unfile(&mut self.endpoint_users, &endpoint.address.ip(), id);
         }
@@ -332,6 +370,10 @@ fn claimed(workload: &Workload) -> impl Iterator<Item = IpAddr> + '_ {
     workload.addresses.iter().copied().filter(move |_| by_address)
 }
 
+fn name(key: &ObjectKey) -> (Arc<str>, Arc<str>) {
+    (Arc::clone(&key.namespace), Arc::clone(&key.name))
+}
+
 fn service_id(namespace: &str, name: &str) -> ServiceId {
     ServiceId(format!("{namespace}/{name}").into())
 }
@@ -359,11 +401,31 @@ fn remove<T: Clone>(map: &mut Named<T>, key: &ObjectKey) -> Option<T> {
     old
 }
 
-fn file<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, Few<V>>, key: &K, value: &V) {
+/// Puts a value in its place, or takes it away.
+pub(super) fn replace<T: Clone>(
+    map: &mut Named<T>,
+    (namespace, name): &(Arc<str>, Arc<str>),
+    value: Option<T>,
+) {
+    match value {
+        Some(value) => {
+            map.entry(Arc::clone(namespace)).or_default().insert(Arc::clone(name), value);
+        }
+        None => {
+            let Some(inner) = map.get_mut(namespace) else { return };
+            inner.remove(name);
+            if inner.is_empty() {
+                map.remove(namespace);
+            }
+        }
+    }
+}
+
+pub(super) fn file<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, Few<V>>, key: &K, value: &V) {
     map.entry(key.clone()).or_default().insert(value.clone());
 }
 
-fn unfile<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, Few<V>>, key: &K, value: &V) {
+pub(super) fn unfile<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, Few<V>>, key: &K, value: &V) {
     let Some(set) = map.get_mut(key) else { return };
     set.remove(value);
     if set.is_empty() {

@@ -9,22 +9,32 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use crate::api::istio::mesh::MeshConfig;
-use crate::compile::{Diagnostic, MeshSettings, NodeFacts, ServiceFacts, SliceFacts};
-use crate::decide::{Snapshot, authz, peer_auth};
+use crate::compile::{
+    DestinationRuleFacts, Diagnostic, MeshSettings, NodeFacts, RouteFacts, ServiceEntryFacts, ServiceFacts,
+    SliceFacts, VirtualServiceFacts, WorkloadEntryFacts,
+};
+use crate::decide::{Destination, NoSubset, Snapshot, authz, peer_auth};
+use crate::model::route::HttpRule;
+use crate::model::traffic::{LoadBalance, TrafficPolicy};
 use crate::model::{
-    AuthzPolicy, Identity, MtlsMode, PeerAuth, PolicyRef, Service, ServiceId, Workload, WorkloadId,
+    AuthzPolicy, Endpoint, Identity, MtlsMode, PeerAuth, PolicyRef, Service, ServiceId, Workload, WorkloadId,
 };
 
 mod apply;
 mod check;
+mod entries;
 mod few;
+mod hosts;
 mod intern;
+mod routes;
 mod store;
+mod traffic;
 
 pub use apply::Change;
 use few::{Few, Filed};
 pub use intern::Interner;
 pub use store::{OnPublish, WorldStore};
+use traffic::{Rules, ServiceTraffic, TrafficIndex};
 
 /// Objects of one kind: namespace, then name. Nested, so that one namespace is found by a borrowed text.
 type Named<T> = OrdMap<Arc<str>, OrdMap<Arc<str>, T>>;
@@ -53,11 +63,29 @@ pub struct World {
     slice_owner: Named<Arc<str>>,
     services: OrdMap<ServiceId, Arc<Service>>,
     vips: OrdMap<IpAddr, Few<ServiceId>>,
+    /// By fully qualified name, in lower case.
+    hosts: OrdMap<Arc<str>, Few<ServiceId>>,
     /// Which Services have an endpoint at an address: they are derived anew when its owner changes.
     endpoint_users: OrdMap<IpAddr, Few<ServiceId>>,
     peer_auths: Named<Arc<PeerAuth>>,
     authz: Named<Arc<AuthzPolicy>>,
+    virtual_services: Named<Arc<VirtualServiceFacts>>,
+    destination_rules: Named<Arc<DestinationRuleFacts>>,
+    http_routes: Named<Arc<RouteFacts>>,
+    grpc_routes: Named<Arc<RouteFacts>>,
+    service_entries: Named<Arc<ServiceEntryFacts>>,
+    workload_entries: Named<Arc<WorkloadEntryFacts>>,
+    /// The ServiceEntry behind each Service that is made of one.
+    entries: OrdMap<ServiceId, Arc<ServiceEntryFacts>>,
+    /// Endpoints of ServiceEntries that are no pods; outside the mesh, and nobody's by address.
+    outsiders: OrdMap<WorkloadId, Arc<Workload>>,
+    traffic_index: TrafficIndex,
+    /// Services for whose traffic somebody wrote something.
+    traffic: OrdMap<ServiceId, Arc<ServiceTraffic>>,
+    no_rules: Rules,
     diagnostics: Arc<[Diagnostic]>,
+    /// The policies where nobody wrote a DestinationRule: least request, round robin, and as the client dialled.
+    plain: [Arc<TrafficPolicy>; 3],
     /// Counts address claims, so that of two pods without a creation time the later one is the newer.
     claim_count: u32,
 }
@@ -100,16 +128,30 @@ impl World {
             slice_owner: OrdMap::new(),
             services: OrdMap::new(),
             vips: OrdMap::new(),
+            hosts: OrdMap::new(),
             endpoint_users: OrdMap::new(),
             peer_auths: OrdMap::new(),
             authz: OrdMap::new(),
+            virtual_services: OrdMap::new(),
+            destination_rules: OrdMap::new(),
+            http_routes: OrdMap::new(),
+            grpc_routes: OrdMap::new(),
+            service_entries: OrdMap::new(),
+            workload_entries: OrdMap::new(),
+            entries: OrdMap::new(),
+            outsiders: OrdMap::new(),
+            traffic_index: TrafficIndex::default(),
+            traffic: OrdMap::new(),
+            no_rules: Arc::new([]),
             diagnostics: Arc::new([]),
+            plain: [LoadBalance::LeastRequest, LoadBalance::RoundRobin, LoadBalance::Passthrough]
+                .map(|balance| Arc::new(TrafficPolicy { balance, ..TrafficPolicy::default() })),
             claim_count: 0,
         }
     }
 
     pub fn workload(&self, id: &WorkloadId) -> Option<&Arc<Workload>> {
-        self.workloads.get(id)
+        self.workloads.get(id).or_else(|| self.outsiders.get(id))
     }
 
     /// The pod that owns an address: never a host-network or ended one; the newest where several claim it.
@@ -244,6 +286,31 @@ impl Snapshot for World {
                 !facts.selector.is_empty() && peer_auth::selects(&facts.selector, &workload.labels)
             });
         selected || self.has_endpoint(namespace, service, workload)
+    }
+
+    fn http_rules(&self, source: &Workload, service: &Service, port: u16) -> Arc<[Arc<HttpRule>]> {
+        self.rules_of(source, service, port)
+    }
+
+    fn has_http_rules(&self, service: &Service) -> bool {
+        self.has_rules(service)
+    }
+
+    fn service_by_host(&self, host: &str, from_namespace: &str) -> Option<&Arc<Service>> {
+        self.find_host(host, from_namespace)
+    }
+
+    fn traffic(&self, source: &Workload, to: &Destination<'_>) -> Result<Arc<TrafficPolicy>, NoSubset> {
+        self.policy_of(source, to)
+    }
+
+    fn endpoints(
+        &self,
+        source: &Workload,
+        to: &Destination<'_>,
+        vip: IpAddr,
+    ) -> Result<Arc<[Endpoint]>, NoSubset> {
+        self.endpoints_of(source, to, vip)
     }
 }
 

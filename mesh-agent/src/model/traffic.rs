@@ -1,0 +1,181 @@
+//! How traffic to a destination is balanced and bounded: Istio's DestinationRule (`networking.istio.io/v1`) after
+//! inheritance between rule, subset and port. Text has been parsed and checked by `compile`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::route::Millionths;
+use super::{Labels, PolicyRef};
+
+/// The policy for one destination (host, subset, port).
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct TrafficPolicy {
+    /// None = nobody wrote one.
+    pub origin: Option<PolicyRef>,
+    pub balance: LoadBalance,
+    pub pool: PoolLimits,
+    /// None = endpoints are never ejected.
+    pub outlier: Option<Outlier>,
+    pub locality: Locality,
+    pub warmup: Option<Warmup>,
+    pub tls: ClientTls,
+    pub retry_budget: Option<RetryBudget>,
+}
+
+impl Default for TrafficPolicy {
+    fn default() -> Self {
+        Self {
+            origin: None,
+            balance: LoadBalance::LeastRequest,
+            pool: PoolLimits::default(),
+            outlier: None,
+            locality: Locality::default(),
+            warmup: None,
+            tls: ClientTls::Mesh,
+            retry_budget: None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub enum LoadBalance {
+    RoundRobin,
+    Random,
+    /// Power of two choices over requests under way; also LEAST_CONN. Istio's default.
+    LeastRequest,
+    /// The address that the client asked for, as it is.
+    Passthrough,
+    Hash {
+        key: HashKey,
+        algorithm: HashAlgorithm,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub enum HashKey {
+    Header(Arc<str>),
+    /// Made and set by us where the request has none; a `ttl` of zero is a session cookie.
+    Cookie {
+        name: Arc<str>,
+        path: Option<Arc<str>>,
+        ttl: Option<Duration>,
+    },
+    SourceAddress,
+    QueryParameter(Arc<str>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub enum HashAlgorithm {
+    RingHash { minimum_ring_size: u32 },
+    Maglev { table_size: u32 },
+}
+
+/// `connectionPool`. None = no limit of ours.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PoolLimits {
+    /// Connections to the destination.
+    pub max_connections: Option<u32>,
+    /// `http1MaxPendingRequests`: requests that wait for a connection.
+    pub max_pending: Option<u32>,
+    /// `http2MaxRequests`: requests under way.
+    pub max_requests: Option<u32>,
+    /// `maxRetries`: retries under way.
+    pub max_retries: Option<u32>,
+    /// Requests over one connection; then it is closed.
+    pub max_requests_per_connection: Option<u32>,
+    /// HTTP/2 streams of one connection.
+    pub max_concurrent_streams: Option<u32>,
+    pub connect_timeout: Duration,
+    pub tcp_idle: Duration,
+    pub http_idle: Duration,
+    pub max_connection_duration: Option<Duration>,
+    pub h2_upgrade: H2Upgrade,
+}
+
+impl Default for PoolLimits {
+    fn default() -> Self {
+        let hour = Duration::from_secs(3600);
+        Self {
+            max_connections: None,
+            max_pending: None,
+            max_requests: None,
+            max_retries: None,
+            max_requests_per_connection: None,
+            max_concurrent_streams: None,
+            connect_timeout: Duration::from_secs(10),
+            tcp_idle: hour,
+            http_idle: hour,
+            max_connection_duration: None,
+            h2_upgrade: H2Upgrade::Default,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub enum H2Upgrade {
+    Default,
+    DoNotUpgrade,
+    Upgrade,
+}
+
+/// `outlierDetection`; all of it as in Istio and Envoy.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Outlier {
+    /// 0 = off.
+    pub consecutive_5xx: u32,
+    /// 502, 503, 504; 0 = off.
+    pub consecutive_gateway: u32,
+    /// Failures to connect and the like, counted apart if `split_local`; 0 = off.
+    pub consecutive_local: u32,
+    pub split_local: bool,
+    pub interval: Duration,
+    pub base_ejection: Duration,
+    /// Percent of the destination's endpoints.
+    pub max_ejection_percent: u32,
+    /// Below this share of healthy endpoints (percent) all are used; 0 = never.
+    pub min_health_percent: u32,
+}
+
+/// `localityLbSetting`.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Locality {
+    pub enabled: bool,
+    /// From a locality (`region/zone/subzone`, `*` at the end of one) to shares of others.
+    pub distribute: Vec<(Arc<str>, Vec<(Arc<str>, u32)>)>,
+    /// From a region to the region that takes over.
+    pub failover: Vec<(Arc<str>, Arc<str>)>,
+    /// Labels, the most important first, with the value that counts as equal where one is given.
+    pub priority: Vec<(Arc<str>, Option<Arc<str>>)>,
+}
+
+/// Slow start of new endpoints.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Warmup {
+    pub duration: Duration,
+    /// Percent of its share that an endpoint starts with.
+    pub minimum_percent: u32,
+    /// 1.0 = linear.
+    pub aggression: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub enum ClientTls {
+    /// The mesh's own: HBONE to enrolled pods, plaintext to others. Also ISTIO_MUTUAL.
+    Mesh,
+    /// Plaintext whatever the destination is.
+    Disable,
+}
+
+/// `retryBudget`: retries under way may be this share of the requests under way, but at least `min_retries`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct RetryBudget {
+    pub percent: Millionths,
+    pub min_retries: u32,
+}
+
+/// A named part of a host's endpoints.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Subset {
+    pub name: Arc<str>,
+    pub labels: Labels,
+}
