@@ -25,7 +25,11 @@ pub(super) struct LocalView<'a> {
 /// Cuts the relayed connections that the current snapshot does not allow.
 pub(super) fn cut_forbidden(shared: &Shared) {
     let world = shared.store.load();
-    let cut = shared.connections.cut_if(&|meta| still_allowed(&world, meta));
+    let cut = shared.connections.cut_if(&|meta, http| match still_allowed(&world, meta) {
+        // Its requests are judged one by one, with what only they tell.
+        Some(Reason::PolicyChanged) if http => None,
+        verdict => verdict,
+    });
     if cut > 0 {
         tracing::info!(connections = cut, "cut: the new state does not allow them");
     }

@@ -5,6 +5,7 @@
 
 pub mod flow;
 pub mod labels;
+pub mod request;
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -56,6 +57,7 @@ const PAIRS: usize = Direction::ALL.len() * Path::ALL.len();
 /// All metrics of the process.
 pub struct Metrics {
     flows: FlowTable,
+    requests: request::RequestTable,
     hits: Hits,
     open: [AtomicI64; PAIRS],
     /// By direction and path, then by reason; the last place is a good end.
@@ -82,6 +84,7 @@ impl Metrics {
     pub fn with_label_sets_max(max: usize) -> Arc<Self> {
         Arc::new(Self {
             flows: FlowTable::new(max),
+            requests: request::RequestTable::new(max.min(request::REQUEST_SERIES_MAX)),
             hits: Hits::default(),
             open: Default::default(),
             ended: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
@@ -109,7 +112,7 @@ impl Metrics {
     /// How often a limit was hit.
     pub fn limit_count(&self, limit: Limit) -> u64 {
         let own = match limit {
-            Limit::MetricSeries => self.flows.overflowed(),
+            Limit::MetricSeries => self.flows.overflowed() + self.series_overflowed(limit),
             Limit::LogLines => self.dropped_lines.get().map_or(0, |lines| lines.load(Ordering::Relaxed)),
             _ => 0,
         };
@@ -277,6 +280,7 @@ impl Collector for Metrics {
         // First: who is asked may count hits of limits that only a look finds out.
         let probe = self.probe.read().as_ref().map(|probe| probe());
         self.encode_traffic(&mut encoder)?;
+        self.requests.encode(&mut encoder)?;
         self.encode_agent(&mut encoder)?;
         probe.map_or(Ok(()), |probe| Self::encode_probe(&mut encoder, probe))?;
         match self.extra.get() {
