@@ -15,6 +15,9 @@ pub(crate) struct Mesh {
     /// (namespace, Service, workload).
     pub(crate) members: Vec<(String, String, WorkloadId)>,
     pub(crate) denied: Vec<Identity>,
+    /// For every client and port of a Service.
+    pub(crate) rules: BTreeMap<crate::model::ServiceId, Vec<Arc<HttpRule>>>,
+    pub(crate) traffic: TrafficPolicy,
 }
 
 impl Snapshot for Mesh {
@@ -50,6 +53,35 @@ impl Snapshot for Mesh {
 
     fn serves(&self, namespace: &str, service: &str, workload: &Workload) -> bool {
         self.members.iter().any(|(n, s, id)| n == namespace && s == service && *id == workload.id)
+    }
+
+    fn http_rules(&self, _source: &Workload, service: &Service, _port: u16) -> Arc<[Arc<HttpRule>]> {
+        self.rules.get(&service.id).cloned().unwrap_or_default().into()
+    }
+
+    fn has_http_rules(&self, service: &Service) -> bool {
+        self.rules.get(&service.id).is_some_and(|rules| !rules.is_empty())
+    }
+
+    fn service_by_host(&self, host: &str, _from_namespace: &str) -> Option<&Arc<Service>> {
+        self.services.iter().find(|service| *service.hostname == *host)
+    }
+
+    fn traffic(&self, _source: &Workload, to: &Destination<'_>) -> Result<Arc<TrafficPolicy>, NoSubset> {
+        match to.subset {
+            None => Ok(Arc::new(self.traffic.clone())),
+            Some(subset) => Err(NoSubset { subset: subset.into() }),
+        }
+    }
+
+    fn endpoints(
+        &self,
+        source: &Workload,
+        to: &Destination<'_>,
+        vip: IpAddr,
+    ) -> Result<Arc<[Endpoint]>, NoSubset> {
+        self.traffic(source, to)?;
+        Ok(to.service.port(to.port).map(|port| Arc::clone(port.endpoints_for(vip))).unwrap_or_default())
     }
 }
 

@@ -6,7 +6,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{AuthzPolicy, Identity, MtlsMode, PeerAuth, PolicyRef, Service, Workload, WorkloadId};
+use crate::model::route::HttpRule;
+use crate::model::traffic::TrafficPolicy;
+use crate::model::{
+    AuthzPolicy, Endpoint, Identity, MtlsMode, PeerAuth, PolicyRef, Service, Workload, WorkloadId,
+};
 
 pub mod authz;
 pub mod balance;
@@ -15,6 +19,7 @@ pub mod inbound;
 pub mod matching;
 pub mod outbound;
 pub mod peer_auth;
+pub mod route;
 
 /// Ports of every enrolled pod that belong to the mesh: outbound, inbound plaintext, HBONE.
 pub const MESH_PORTS: [u16; 3] = [15001, 15006, 15008];
@@ -36,10 +41,43 @@ pub trait Snapshot {
     fn authz_policies(&self, namespace: &str) -> impl Iterator<Item = &Arc<AuthzPolicy>>;
     /// Whether the workload is an endpoint of the Service, or its selector picks it.
     fn serves(&self, namespace: &str, service: &str, workload: &Workload) -> bool;
+    /// The rules for requests of `source` to a Service's port, in the order in which they are tried; empty = the
+    /// Service's own endpoints take everything. Already narrowed to what this client may see.
+    fn http_rules(&self, source: &Workload, service: &Service, port: u16) -> Arc<[Arc<HttpRule>]>;
+    /// Whether any client meets HTTP rules at this Service: then its connections must not bypass the agent.
+    fn has_http_rules(&self, service: &Service) -> bool;
+    /// The Service that a host name means to a client of this namespace: fully qualified, `name.namespace`,
+    /// `name.namespace.svc`, or a name of the client's own namespace; with or without a port.
+    fn service_by_host(&self, host: &str, from_namespace: &str) -> Option<&Arc<Service>>;
+    /// How `source` balances and bounds its traffic to a Service's port, after inheritance.
+    fn traffic(&self, source: &Workload, to: &Destination<'_>) -> Result<Arc<TrafficPolicy>, NoSubset>;
+    /// The endpoints of a Service's port, or of a subset of it, for a connection to an address of `vip`'s family.
+    /// Empty where the Service has no such port.
+    fn endpoints(
+        &self,
+        source: &Workload,
+        to: &Destination<'_>,
+        vip: IpAddr,
+    ) -> Result<Arc<[Endpoint]>, NoSubset>;
     /// PeerAuthentication after inheritance, and the object that decided (none = the mesh's default).
     fn mtls_mode(&self, dst: &Workload, port: u16) -> (MtlsMode, Option<PolicyRef>) {
         peer_auth::mode(self, dst, port)
     }
+}
+
+/// A Service's port, or the part of it that a route names.
+#[derive(Clone, Copy, Debug)]
+pub struct Destination<'a> {
+    pub service: &'a Service,
+    pub port: u16,
+    pub subset: Option<&'a str>,
+}
+
+/// A route names a subset that no DestinationRule in force has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("subset `{subset}` is in no DestinationRule that holds for this client")]
+pub struct NoSubset {
+    pub subset: Arc<str>,
 }
 
 #[cfg(test)]

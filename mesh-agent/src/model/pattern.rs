@@ -73,9 +73,15 @@ impl Pattern {
 /// What the path (without query) must be.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum PathMatch {
-    Exact { path: Arc<str>, ignore_case: bool },
+    Exact {
+        path: Arc<str>,
+        ignore_case: bool,
+    },
     /// Plain text: `/foo` matches `/foobar` (Istio).
-    Prefix { prefix: Arc<str>, ignore_case: bool },
+    Prefix {
+        prefix: Arc<str>,
+        ignore_case: bool,
+    },
     /// By segments: `/foo` matches `/foo` and `/foo/bar`. Without a slash at its end (Gateway API `PathPrefix`).
     Segments(Arc<str>),
     Regex(Regex),

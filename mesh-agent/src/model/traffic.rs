@@ -45,14 +45,21 @@ pub enum LoadBalance {
     LeastRequest,
     /// The address that the client asked for, as it is.
     Passthrough,
-    Hash { key: HashKey, algorithm: HashAlgorithm },
+    Hash {
+        key: HashKey,
+        algorithm: HashAlgorithm,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub enum HashKey {
     Header(Arc<str>),
     /// Made and set by us where the request has none; a `ttl` of zero is a session cookie.
-    Cookie { name: Arc<str>, path: Option<Arc<str>>, ttl: Option<Duration> },
+    Cookie {
+        name: Arc<str>,
+        path: Option<Arc<str>>,
+        ttl: Option<Duration>,
+    },
     SourceAddress,
     QueryParameter(Arc<str>),
 }

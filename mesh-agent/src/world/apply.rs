@@ -252,6 +252,7 @@ impl World {
         for vip in &service.vips {
             file(&mut self.vips, vip, id);
         }
+        file(&mut self.hosts, &service.hostname, id);
         for endpoint in service.ports.iter().flat_map(|port| port.endpoints.iter()) {
             file(&mut self.endpoint_users, &endpoint.address.ip(), id);
         }
@@ -262,6 +263,7 @@ impl World {
         for vip in &old.vips {
             unfile(&mut self.vips, vip, id);
         }
+        unfile(&mut self.hosts, &old.hostname, id);
         for endpoint in old.ports.iter().flat_map(|port| port.endpoints.iter()) {
             unfile(&mut self.endpoint_users, &endpoint.address.ip(), id);
         }

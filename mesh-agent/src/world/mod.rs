@@ -10,14 +10,18 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::api::istio::mesh::MeshConfig;
 use crate::compile::{Diagnostic, MeshSettings, NodeFacts, ServiceFacts, SliceFacts};
-use crate::decide::{Snapshot, authz, peer_auth};
+use crate::decide::{Destination, NoSubset, Snapshot, authz, peer_auth};
+use crate::model::route::HttpRule;
+use crate::model::traffic::{LoadBalance, TrafficPolicy};
 use crate::model::{
-    AuthzPolicy, Identity, MtlsMode, PeerAuth, PolicyRef, Service, ServiceId, Workload, WorkloadId,
+    AuthzPolicy, Balance, Endpoint, Identity, MtlsMode, PeerAuth, PolicyRef, Service, ServiceId, Workload,
+    WorkloadId,
 };
 
 mod apply;
 mod check;
 mod few;
+mod hosts;
 mod intern;
 mod store;
 
@@ -53,11 +57,15 @@ pub struct World {
     slice_owner: Named<Arc<str>>,
     services: OrdMap<ServiceId, Arc<Service>>,
     vips: OrdMap<IpAddr, Few<ServiceId>>,
+    /// By fully qualified name, in lower case.
+    hosts: OrdMap<Arc<str>, Few<ServiceId>>,
     /// Which Services have an endpoint at an address: they are derived anew when its owner changes.
     endpoint_users: OrdMap<IpAddr, Few<ServiceId>>,
     peer_auths: Named<Arc<PeerAuth>>,
     authz: Named<Arc<AuthzPolicy>>,
     diagnostics: Arc<[Diagnostic]>,
+    /// The policies where nobody wrote a DestinationRule: least request, round robin.
+    plain: [Arc<TrafficPolicy>; 2],
     /// Counts address claims, so that of two pods without a creation time the later one is the newer.
     claim_count: u32,
 }
@@ -100,10 +108,13 @@ impl World {
             slice_owner: OrdMap::new(),
             services: OrdMap::new(),
             vips: OrdMap::new(),
+            hosts: OrdMap::new(),
             endpoint_users: OrdMap::new(),
             peer_auths: OrdMap::new(),
             authz: OrdMap::new(),
             diagnostics: Arc::new([]),
+            plain: [LoadBalance::LeastRequest, LoadBalance::RoundRobin]
+                .map(|balance| Arc::new(TrafficPolicy { balance, ..TrafficPolicy::default() })),
             claim_count: 0,
         }
     }
@@ -244,6 +255,35 @@ impl Snapshot for World {
                 !facts.selector.is_empty() && peer_auth::selects(&facts.selector, &workload.labels)
             });
         selected || self.has_endpoint(namespace, service, workload)
+    }
+
+    fn http_rules(&self, _source: &Workload, _service: &Service, _port: u16) -> Arc<[Arc<HttpRule>]> {
+        Arc::new([])
+    }
+
+    fn has_http_rules(&self, _service: &Service) -> bool {
+        false
+    }
+
+    fn service_by_host(&self, host: &str, from_namespace: &str) -> Option<&Arc<Service>> {
+        self.find_host(host, from_namespace)
+    }
+
+    fn traffic(&self, _source: &Workload, to: &Destination<'_>) -> Result<Arc<TrafficPolicy>, NoSubset> {
+        match to.subset {
+            Some(subset) => Err(NoSubset { subset: subset.into() }),
+            None => Ok(Arc::clone(&self.plain[usize::from(to.service.balance == Balance::RoundRobin)])),
+        }
+    }
+
+    fn endpoints(
+        &self,
+        source: &Workload,
+        to: &Destination<'_>,
+        vip: IpAddr,
+    ) -> Result<Arc<[Endpoint]>, NoSubset> {
+        self.traffic(source, to)?;
+        Ok(to.service.port(to.port).map(|port| Arc::clone(port.endpoints_for(vip))).unwrap_or_default())
     }
 }
 

@@ -9,6 +9,7 @@ use super::*;
 
 mod authorization;
 mod change;
+mod hosts;
 mod peer_authentication;
 mod routing;
 
