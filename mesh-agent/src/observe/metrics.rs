@@ -151,9 +151,9 @@ impl Metrics {
         self.open[pair(direction, path)].fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn move_open(&self, direction: Direction, from: Path, to: Path) {
-        self.open[pair(direction, from)].fetch_sub(1, Ordering::Relaxed);
-        self.count_open(direction, to);
+    pub(super) fn move_open(&self, from: (Direction, Path), to: (Direction, Path)) {
+        self.open[pair(from.0, from.1)].fetch_sub(1, Ordering::Relaxed);
+        self.count_open(to.0, to.1);
     }
 
     pub(super) fn count_end(&self, direction: Direction, path: Path, reason: Option<Reason>) {

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use super::access_log::{AccessLog, Ended, RequestLine};
-use super::meta::{ConnMeta, Party, Path};
+use super::meta::{ConnMeta, Direction, Party, Path};
 use super::metrics::flow::Flows;
 use super::metrics::{Fold, Metrics};
 use crate::model::Reason;
@@ -251,10 +251,17 @@ impl Conn {
         hbone_address: Option<std::net::SocketAddr>,
     ) {
         let mut meta = self.live.meta.write();
-        if meta.path != path {
+        // Of one pass through this agent both ends are its own.
+        let direction = match (meta.direction, path) {
+            (Direction::Inbound, _) => Direction::Inbound,
+            (_, Path::Local) => Direction::Local,
+            _ => Direction::Outbound,
+        };
+        if (meta.direction, meta.path) != (direction, path) {
             let metrics = &self.table.inner.metrics;
-            metrics.move_open(meta.direction, meta.path, path);
+            metrics.move_open((meta.direction, meta.path), (direction, path));
         }
+        meta.direction = direction;
         meta.destination = destination;
         meta.path = path;
         meta.hbone_address = hbone_address;
@@ -290,6 +297,11 @@ impl Conn {
 
     /// Ends the entry: counts, logs, forgets. `None` is a good end.
     pub fn finish(self, reason: Option<Reason>) {
+        self.end(reason);
+    }
+
+    /// The same, where others still hold the handle.
+    pub fn end(&self, reason: Option<Reason>) {
         self.table.end(&self.live, reason);
     }
 }

@@ -38,6 +38,14 @@ pub struct Key {
     pub http2: bool,
 }
 
+impl Key {
+    /// Whether a pod is at either end.
+    pub fn is_of(&self, pod: &WorkloadId) -> bool {
+        matches!(&self.source, Source::Pod(source) if source == pod)
+            || matches!(&self.via, Via::Leg(to) | Via::Hbone(_, to) if to == pod)
+    }
+}
+
 /// Whose requests they are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {

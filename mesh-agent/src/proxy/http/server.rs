@@ -59,13 +59,14 @@ enum Step<'a, 'b> {
 }
 
 /// Serves a client to the end of its connection.
-pub async fn serve(down: Rc<Downstream>, io: HttpIo, spoken: Sniffed) -> Option<Reason> {
+pub async fn serve(down: &Rc<Downstream>, io: HttpIo, spoken: Sniffed) {
     down.conn.carries_http();
     let read = io.bytes_read();
-    match spoken {
-        Sniffed::Http2 => serve_http2(&down, io, read).await,
-        Sniffed::Http1 | Sniffed::Other => serve_http1(&down, io, read).await,
-    }
+    let ended = match spoken {
+        Sniffed::Http2 => serve_http2(down, io).await,
+        Sniffed::Http1 | Sniffed::Other => serve_http1(down, io, read).await,
+    };
+    down.conn.end(ended);
 }
 
 async fn serve_http1(down: &Rc<Downstream>, io: HttpIo, read: Rc<Cell<u64>>) -> Option<Reason> {
@@ -78,7 +79,7 @@ async fn serve_http1(down: &Rc<Downstream>, io: HttpIo, read: Rc<Cell<u64>>) -> 
         .max_header_size(HEADER_LIST_MAX_BYTES)
         .header_read_timeout(None);
     let mut conn = builder.serve_connection(TokioIo::new(io), service_fn(answering(down)));
-    let ended = drive(down, read, |step| match step {
+    let ended = drive(down, Quiet::new(Some(read)), |step| match step {
         Step::Go(cx) => conn.poll_without_shutdown(cx),
         Step::Finish => {
             Pin::new(&mut conn).graceful_shutdown();
@@ -118,7 +119,7 @@ async fn serve_http1(down: &Rc<Downstream>, io: HttpIo, read: Rc<Cell<u64>>) -> 
     }
 }
 
-async fn serve_http2(down: &Rc<Downstream>, io: HttpIo, read: Rc<Cell<u64>>) -> Option<Reason> {
+async fn serve_http2(down: &Rc<Downstream>, io: HttpIo) -> Option<Reason> {
     let mut builder = http2::Builder::new(OnWorker);
     builder
         .timer(TokioTimer::new())
@@ -131,7 +132,7 @@ async fn serve_http2(down: &Rc<Downstream>, io: HttpIo, read: Rc<Cell<u64>>) -> 
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_local_error_reset_streams(ERROR_RESETS_MAX);
     let mut conn = pin!(builder.serve_connection(TokioIo::new(io), service_fn(answering(down))));
-    let ended = drive(down, read, |step| match step {
+    let ended = drive(down, Quiet::new(None), |step| match step {
         Step::Go(cx) => conn.as_mut().poll(cx),
         Step::Finish => {
             conn.as_mut().graceful_shutdown();
@@ -168,26 +169,21 @@ fn answering(down: &Rc<Downstream>) -> impl Fn(Request<Incoming>) -> Answering +
     let down = Rc::clone(down);
     move |request| {
         let down = Rc::clone(&down);
-        let busy = down.enter();
-        Box::pin(async move {
-            let answer = pipeline::respond(&down, request).await;
-            drop(busy);
-            Ok(answer)
-        })
+        Box::pin(async move { Ok(pipeline::respond(&down, request).await) })
     }
 }
 
 /// Polls a connection with an eye on the clock, the drain and the table.
 async fn drive(
     down: &Downstream,
-    read: Rc<Cell<u64>>,
+    quiet: Quiet,
     mut step: impl FnMut(Step<'_, '_>) -> Poll<hyper::Result<()>>,
 ) -> Ended {
     let mut cut = pin!(down.conn.cancelled());
     let mut draining = down.worker.draining.clone();
     let mut draining = pin!(async move { drop(draining.wait_for(|draining| *draining).await) });
     let mut finishing = false;
-    let mut quiet = pin!(Quiet::new(read));
+    let mut quiet = quiet;
     poll_fn(|cx| {
         if let Poll::Ready(reason) = cut.as_mut().poll(cx) {
             return Poll::Ready(Ended::Cut(reason));
@@ -200,7 +196,7 @@ async fn drive(
         if let Poll::Ready(ended) = step(Step::Go(cx)) {
             return Poll::Ready(Ended::Closed(ended));
         }
-        match quiet.as_mut().get_mut().poll(cx, down.in_flight.get() > 0) {
+        match quiet.poll(cx, down.in_flight.get() > 0) {
             Poll::Ready(reason) => Poll::Ready(Ended::Silent(reason)),
             Poll::Pending => Poll::Pending,
         }
@@ -221,7 +217,8 @@ enum Phase {
 /// Notices a client that is silent for too long. Looked at after every poll of the connection, so that it needs no
 /// wake-ups of its own but the one at the end.
 struct Quiet {
-    read: Rc<Cell<u64>>,
+    /// None for HTTP/2, whose frames are not all parts of heads.
+    read: Option<Rc<Cell<u64>>>,
     /// Bytes read when the client last became idle.
     mark: u64,
     phase: Phase,
@@ -230,16 +227,20 @@ struct Quiet {
 }
 
 impl Quiet {
-    fn new(read: Rc<Cell<u64>>) -> Self {
-        let timer = Box::pin(sleep_until(Instant::now() + HEAD_TIMEOUT));
-        Self { read, mark: 0, phase: Phase::Head, timer, armed: true }
+    fn new(read: Option<Rc<Cell<u64>>>) -> Self {
+        let timer = Box::pin(sleep_until(Instant::now() + IDLE_TIMEOUT));
+        Self { read, mark: 0, phase: Phase::Idle, timer, armed: true }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.read.as_ref().map_or(0, |read| read.get())
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, busy: bool) -> Poll<Reason> {
         let phase = match busy {
             true => Phase::Busy,
             false if self.phase == Phase::Busy => Phase::Idle,
-            false if self.read.get() != self.mark => Phase::Head,
+            false if self.bytes() != self.mark => Phase::Head,
             false => self.phase,
         };
         if phase != self.phase {
@@ -251,7 +252,7 @@ impl Quiet {
             };
             self.armed = limit.is_some();
             if let Some(limit) = limit {
-                self.mark = self.read.get();
+                self.mark = self.bytes();
                 self.timer.as_mut().reset(Instant::now() + limit);
             }
         }

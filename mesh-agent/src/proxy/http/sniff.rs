@@ -73,8 +73,8 @@ fn is_token(byte: u8) -> bool {
 }
 
 /// Looks at a socket's first bytes. `Other` too where the client says nothing in time or has finished sending.
-pub async fn socket(stream: &TcpStream) -> io::Result<Sniffed> {
-    let deadline = Instant::now() + SNIFF_TIMEOUT;
+pub async fn socket(stream: &TcpStream, limit: Duration) -> io::Result<Sniffed> {
+    let deadline = Instant::now() + limit;
     let mut look = [0; LOOK_BYTES];
     let mut seen = 0;
     loop {

@@ -38,7 +38,7 @@ async fn pair() -> (TcpStream, TcpStream) {
 async fn a_silent_client_is_other_soon() {
     let (_client, server) = pair().await;
     let since = std::time::Instant::now();
-    assert_eq!(socket(&server).await.unwrap(), Sniffed::Other);
+    assert_eq!(socket(&server, SNIFF_TIMEOUT).await.unwrap(), Sniffed::Other);
     assert!(since.elapsed() >= SNIFF_TIMEOUT && since.elapsed() < 20 * SNIFF_TIMEOUT, "{:?}", since.elapsed());
 }
 
@@ -48,7 +48,7 @@ async fn pieces_are_put_together_and_left() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let (mut client, mut server) = pair().await;
     client.write_all(b"GE").await.unwrap();
-    let (sniffed, ()) = tokio::join!(socket(&server), async {
+    let (sniffed, ()) = tokio::join!(socket(&server, SNIFF_TIMEOUT), async {
         tokio::time::sleep(Duration::from_millis(10)).await;
         client.write_all(b"T / HTTP/1.1\r\n").await.unwrap();
     });

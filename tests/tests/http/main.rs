@@ -1,0 +1,3 @@
+//! HTTP in the lab: real agents, real servers and clients, on one node and across two.
+mod shop;
+mod through;
