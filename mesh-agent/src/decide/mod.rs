@@ -18,6 +18,7 @@ pub mod bypass;
 pub mod inbound;
 pub mod matching;
 pub mod outbound;
+pub mod path;
 pub mod peer_auth;
 pub mod route;
 
@@ -35,6 +36,8 @@ pub trait Snapshot {
     fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>>;
     /// The Service that has this virtual address.
     fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>>;
+    /// `region/zone/subzone` of a node, as far as its labels tell; empty where they do not.
+    fn locality(&self, node: &str) -> &str;
     /// Every PeerAuthentication of one namespace.
     fn peer_auths(&self, namespace: &str) -> impl Iterator<Item = &Arc<PeerAuth>>;
     /// Every AuthorizationPolicy of one namespace.

@@ -237,6 +237,10 @@ impl Snapshot for World {
         Self::service_at(self, address)
     }
 
+    fn locality(&self, node: &str) -> &str {
+        self.nodes.get(node).map_or("", |facts| &*facts.locality)
+    }
+
     fn peer_auths(&self, namespace: &str) -> impl Iterator<Item = &Arc<PeerAuth>> {
         self.peer_auths.get(namespace).into_iter().flat_map(OrdMap::values)
     }

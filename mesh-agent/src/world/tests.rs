@@ -11,6 +11,7 @@ mod authorization;
 mod change;
 mod hosts;
 mod peer_authentication;
+mod requests;
 mod routing;
 
 /// `reviews:8080` from the pod `client` of shop (None = plaintext from 10.1.0.1).
