@@ -25,10 +25,12 @@ pub mod peer_auth;
 pub mod pod;
 mod security_object;
 pub mod service;
+pub mod traffic;
 mod typed;
 mod values;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use traffic::{DestinationRuleFacts, VirtualServiceFacts};
 
 /// What every object is compiled against.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -62,6 +64,8 @@ pub enum Kind {
     EndpointSlice,
     PeerAuthentication,
     AuthorizationPolicy,
+    VirtualService,
+    DestinationRule,
     /// The mesh-wide settings: ConfigMap `nodemesh`, or an IstioOperator's `meshConfig`.
     MeshConfig,
 }
@@ -76,6 +80,8 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::VirtualService => "VirtualService",
+            Self::DestinationRule => "DestinationRule",
             Self::MeshConfig => "MeshConfig",
         }
     }
@@ -115,6 +121,8 @@ pub enum Object {
     EndpointSlice(SliceFacts),
     PeerAuthentication(PeerAuth),
     AuthorizationPolicy(AuthzPolicy),
+    VirtualService(Box<VirtualServiceFacts>),
+    DestinationRule(Box<DestinationRuleFacts>),
     MeshConfig(Box<MeshFacts>),
 }
 
@@ -257,6 +265,8 @@ fn one(context: &Context<'_>, value: &Value, out: &mut Compiled) {
         }
         (install::GROUP, "IstioOperator") => mesh_config::operator(&head, value, out),
         ("discovery.k8s.io", "EndpointSlice") => service::slice(&head, value, out),
+        (_, "VirtualService") => traffic::virtual_service(&head, value, out),
+        (_, "DestinationRule") => traffic::destination_rule(&head, value, out),
         (security::GROUP, kind) if kind != "RequestAuthentication" => authz::unknown_kind(&head, value, out),
         _ => out.diagnostics.push(unread(&head, value)),
     }

@@ -51,6 +51,8 @@ impl World {
             Object::EndpointSlice(facts) => self.put_slice(key, facts),
             Object::PeerAuthentication(policy) => insert(&mut self.peer_auths, key, policy),
             Object::AuthorizationPolicy(policy) => insert(&mut self.authz, key, policy),
+            Object::VirtualService(facts) => self.put_virtual_service(&name(key), Some(*facts)),
+            Object::DestinationRule(facts) => self.put_destination_rule(&name(key), Some(*facts)),
             Object::MeshConfig(facts) => {
                 let mut changed = self.deny(facts.denied);
                 if let Some(config) = facts.config
@@ -77,6 +79,8 @@ impl World {
             Kind::EndpointSlice => self.remove_slice(key),
             Kind::PeerAuthentication => remove(&mut self.peer_auths, key).is_some(),
             Kind::AuthorizationPolicy => remove(&mut self.authz, key).is_some(),
+            Kind::VirtualService => self.put_virtual_service(&name(key), None),
+            Kind::DestinationRule => self.put_destination_rule(&name(key), None),
             Kind::MeshConfig => {
                 self.config = Arc::default();
                 self.deny(Arc::default());
@@ -248,7 +252,10 @@ impl World {
         if let Some(old) = &old {
             self.unfile(id, old);
         }
-        let Some(service) = self.cross(id) else { return };
+        let Some(service) = self.cross(id) else {
+            self.traffic.remove(id);
+            return;
+        };
         for vip in &service.vips {
             file(&mut self.vips, vip, id);
         }
@@ -257,6 +264,7 @@ impl World {
             file(&mut self.endpoint_users, &endpoint.address.ip(), id);
         }
         self.services.insert(id.clone(), Arc::new(service));
+        self.derive_traffic(id);
     }
 
     fn unfile(&mut self, id: &ServiceId, old: &Service) {
@@ -327,6 +335,10 @@ fn claimed(workload: &Workload) -> impl Iterator<Item = IpAddr> + '_ {
     workload.addresses.iter().copied().filter(move |_| by_address)
 }
 
+fn name(key: &ObjectKey) -> (Arc<str>, Arc<str>) {
+    (Arc::clone(&key.namespace), Arc::clone(&key.name))
+}
+
 fn service_id(namespace: &str, name: &str) -> ServiceId {
     ServiceId(format!("{namespace}/{name}").into())
 }
@@ -354,11 +366,31 @@ fn remove<T: Clone>(map: &mut Named<T>, key: &ObjectKey) -> Option<T> {
     old
 }
 
-fn file<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, Few<V>>, key: &K, value: &V) {
+/// Puts a value in its place, or takes it away.
+pub(super) fn replace<T: Clone>(
+    map: &mut Named<T>,
+    (namespace, name): &(Arc<str>, Arc<str>),
+    value: Option<T>,
+) {
+    match value {
+        Some(value) => {
+            map.entry(Arc::clone(namespace)).or_default().insert(Arc::clone(name), value);
+        }
+        None => {
+            let Some(inner) = map.get_mut(namespace) else { return };
+            inner.remove(name);
+            if inner.is_empty() {
+                map.remove(namespace);
+            }
+        }
+    }
+}
+
+pub(super) fn file<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, Few<V>>, key: &K, value: &V) {
     map.entry(key.clone()).or_default().insert(value.clone());
 }
 
-fn unfile<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, Few<V>>, key: &K, value: &V) {
+pub(super) fn unfile<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, Few<V>>, key: &K, value: &V) {
     let Some(set) = map.get_mut(key) else { return };
     set.remove(value);
     if set.is_empty() {

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use crate::api::istio::mesh::MeshConfig;
-use crate::compile::{Diagnostic, MeshSettings, NodeFacts, ServiceFacts, SliceFacts};
+use crate::compile::{
+    DestinationRuleFacts, Diagnostic, MeshSettings, NodeFacts, ServiceFacts, SliceFacts, VirtualServiceFacts,
+};
 use crate::decide::{Destination, NoSubset, Snapshot, authz, peer_auth};
 use crate::model::route::HttpRule;
 use crate::model::traffic::{LoadBalance, TrafficPolicy};
 use crate::model::{
-    AuthzPolicy, Balance, Endpoint, Identity, MtlsMode, PeerAuth, PolicyRef, Service, ServiceId, Workload,
-    WorkloadId,
+    AuthzPolicy, Endpoint, Identity, MtlsMode, PeerAuth, PolicyRef, Service, ServiceId, Workload, WorkloadId,
 };
 
 mod apply;
@@ -24,11 +25,13 @@ mod few;
 mod hosts;
 mod intern;
 mod store;
+mod traffic;
 
 pub use apply::Change;
 use few::Few;
 pub use intern::Interner;
 pub use store::{OnPublish, WorldStore};
+use traffic::{Rules, ServiceTraffic, TrafficIndex};
 
 /// Objects of one kind: namespace, then name. Nested, so that one namespace is found by a borrowed text.
 type Named<T> = OrdMap<Arc<str>, OrdMap<Arc<str>, T>>;
@@ -63,6 +66,12 @@ pub struct World {
     endpoint_users: OrdMap<IpAddr, Few<ServiceId>>,
     peer_auths: Named<Arc<PeerAuth>>,
     authz: Named<Arc<AuthzPolicy>>,
+    virtual_services: Named<Arc<VirtualServiceFacts>>,
+    destination_rules: Named<Arc<DestinationRuleFacts>>,
+    traffic_index: TrafficIndex,
+    /// Services for whose traffic somebody wrote something.
+    traffic: OrdMap<ServiceId, Arc<ServiceTraffic>>,
+    no_rules: Rules,
     diagnostics: Arc<[Diagnostic]>,
     /// The policies where nobody wrote a DestinationRule: least request, round robin.
     plain: [Arc<TrafficPolicy>; 2],
@@ -112,6 +121,11 @@ impl World {
             endpoint_users: OrdMap::new(),
             peer_auths: OrdMap::new(),
             authz: OrdMap::new(),
+            virtual_services: OrdMap::new(),
+            destination_rules: OrdMap::new(),
+            traffic_index: TrafficIndex::default(),
+            traffic: OrdMap::new(),
+            no_rules: Arc::new([]),
             diagnostics: Arc::new([]),
             plain: [LoadBalance::LeastRequest, LoadBalance::RoundRobin]
                 .map(|balance| Arc::new(TrafficPolicy { balance, ..TrafficPolicy::default() })),
@@ -261,23 +275,20 @@ impl Snapshot for World {
         selected || self.has_endpoint(namespace, service, workload)
     }
 
-    fn http_rules(&self, _source: &Workload, _service: &Service, _port: u16) -> Arc<[Arc<HttpRule>]> {
-        Arc::new([])
+    fn http_rules(&self, source: &Workload, service: &Service, port: u16) -> Arc<[Arc<HttpRule>]> {
+        self.rules_of(source, service, port)
     }
 
-    fn has_http_rules(&self, _service: &Service) -> bool {
-        false
+    fn has_http_rules(&self, service: &Service) -> bool {
+        self.has_rules(service)
     }
 
     fn service_by_host(&self, host: &str, from_namespace: &str) -> Option<&Arc<Service>> {
         self.find_host(host, from_namespace)
     }
 
-    fn traffic(&self, _source: &Workload, to: &Destination<'_>) -> Result<Arc<TrafficPolicy>, NoSubset> {
-        match to.subset {
-            Some(subset) => Err(NoSubset { subset: subset.into() }),
-            None => Ok(Arc::clone(&self.plain[usize::from(to.service.balance == Balance::RoundRobin)])),
-        }
+    fn traffic(&self, source: &Workload, to: &Destination<'_>) -> Result<Arc<TrafficPolicy>, NoSubset> {
+        self.policy_of(source, to)
     }
 
     fn endpoints(
@@ -286,8 +297,7 @@ impl Snapshot for World {
         to: &Destination<'_>,
         vip: IpAddr,
     ) -> Result<Arc<[Endpoint]>, NoSubset> {
-        self.traffic(source, to)?;
-        Ok(to.service.port(to.port).map(|port| Arc::clone(port.endpoints_for(vip))).unwrap_or_default())
+        self.endpoints_of(source, to, vip)
     }
 }
 

@@ -2,5 +2,6 @@
 
 pub mod install;
 pub mod mesh;
+pub mod networking;
 pub mod security;
 pub mod status;
