@@ -64,10 +64,12 @@ pub enum Limit {
     HttpIdle,
     /// A request's body too long to be sent again, where a retry or a mirror wanted it.
     HttpReplay,
+    /// Mirrored requests under way.
+    HttpMirrors,
 }
 
 impl Limit {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Pods,
         Self::NodeConnections,
         Self::WorkloadConnections,
@@ -96,6 +98,7 @@ impl Limit {
         Self::HttpFlood,
         Self::HttpIdle,
         Self::HttpReplay,
+        Self::HttpMirrors,
     ];
 
     pub const fn label(self) -> &'static str {
@@ -128,6 +131,7 @@ impl Limit {
             Self::HttpFlood => "http_flood",
             Self::HttpIdle => "http_idle",
             Self::HttpReplay => "http_replay",
+            Self::HttpMirrors => "http_mirrors",
         }
     }
 }

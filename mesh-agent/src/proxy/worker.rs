@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
@@ -46,9 +46,20 @@ pub struct Shared {
     pub node_tunnels: TunnelBudgets,
     /// Pods of this node that the agent serves now.
     pub pods: arc_swap::ArcSwap<imbl::HashMap<WorkloadId, Arc<LocalPod>>>,
+    /// What workers know together of the destinations of HTTP requests.
+    pub destinations: http::destination::Destinations,
+    /// When the agent began: the zero of its clock.
+    pub began: Instant,
     /// Round-robin positions, one per Service port for the whole node; the lock is taken when a worker meets a
     /// port for the first time, never afterwards.
     pub turns: Mutex<HashMap<(ServiceId, u16), Arc<AtomicU64>>>,
+}
+
+impl Shared {
+    /// Milliseconds of a clock that does not go back.
+    pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// A pod of this node that is in the mesh.
@@ -261,6 +272,7 @@ async fn run(
             _ = ended.wait_for(|ended| *ended) => None,
             _ = sweep.tick() => {
                 worker.http.sweep();
+                worker.shared.destinations.sweep();
                 continue;
             }
             _ = look.tick(), if *drain.borrow() => {

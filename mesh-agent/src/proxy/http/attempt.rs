@@ -2,13 +2,18 @@
 //! failure: whether anything was sent, and so whether it may be said again. Never: chooses the endpoint or decides to
 //! try again. Called by `proxy::http::pipeline`.
 
+use std::sync::Arc;
+
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
 
 use super::body::Outgoing;
+use super::destination::Destination;
 use super::downstream::Downstream;
 use super::pool::{Lease, Unanswered};
 use super::target::Target;
+use crate::decide::circuit::Overflow;
 use crate::model::Reason;
 use crate::model::traffic::PoolLimits;
 
@@ -17,6 +22,7 @@ pub struct Try<'a> {
     pub down: &'a Downstream,
     pub target: &'a Target,
     pub limits: &'a PoolLimits,
+    pub destination: &'a Arc<Destination>,
     pub http2: bool,
     /// It asks for another protocol: the connection is its alone.
     pub switches: bool,
@@ -37,12 +43,16 @@ pub struct Failed {
 pub enum Kind {
     /// No connection.
     Connect,
+    /// One of the destination's limits is reached.
+    Overflow,
     /// The server says that it has not looked at the request (HTTP/2 REFUSED_STREAM, or GOAWAY before it).
     Refused,
     /// A connection that had been used before broke without a byte of an answer.
     Stale,
-    /// Anything else after the request may have been seen.
-    Reset,
+    /// It broke otherwise. `sent`: the request may have been seen.
+    Reset { sent: bool },
+    /// No answer in time.
+    TimedOut,
 }
 
 impl Try<'_> {
@@ -53,7 +63,7 @@ impl Try<'_> {
         loop {
             let mut lease = match self.lease(fresh).await {
                 Ok(lease) => lease,
-                Err(reason) => return Err(Failed { reason, kind: Kind::Connect, unsent: Some(request) }),
+                Err((kind, reason)) => return Err(Failed { reason, kind, unsent: Some(request) }),
             };
             if self.switches {
                 lease.will_switch();
@@ -71,11 +81,17 @@ impl Try<'_> {
         }
     }
 
-    async fn lease(&self, fresh: bool) -> Result<Lease, Reason> {
+    async fn lease(&self, fresh: bool) -> Result<Lease, (Kind, Reason)> {
         let slot = self.target.slot(self.http2);
         if !fresh && let Some(lease) = slot.take() {
             return Ok(lease);
         }
+        // Counted as one that waits until it has its connection.
+        let overflow = |_full| (Kind::Overflow, Reason::LimitReached);
+        let _pending = match self.limits.max_pending {
+            Some(_) => Some(self.destination.circuit.try_pending(self.limits).map_err(overflow)?),
+            None => None,
+        };
         // Of HTTP/2 one connection is enough for many: the others wait for the first.
         let _turn = match self.http2 {
             true => slot.dialling.acquire().await.ok(),
@@ -84,21 +100,38 @@ impl Try<'_> {
         if !fresh && self.http2 && let Some(lease) = slot.take() {
             return Ok(lease);
         }
-        self.target.dial(self.down, self.http2, self.limits).await.map_err(|failure| {
+        let deadline = Instant::now() + self.limits.connect_timeout;
+        let opened = loop {
+            let freed = self.destination.freed.notified();
+            match slot.open(self.destination, self.limits) {
+                Ok(opened) => break opened,
+                Err(_full) if self.limits.max_pending.is_none() => return Err(overflow(Overflow::Connections)),
+                Err(_full) => {}
+            }
+            if timeout_at(deadline, freed).await.is_err() {
+                return Err(overflow(Overflow::Connections));
+            }
+            if let Some(lease) = slot.take() {
+                return Ok(lease);
+            }
+        };
+        self.target.dial(self.down, self.http2, self.limits, opened).await.map_err(|failure| {
             tracing::debug!(conn = self.down.conn.id(), reason = %failure.reason, "{}", failure.message);
-            failure.reason
+            (Kind::Connect, failure.reason)
         })
     }
 }
 
 fn failed(unanswered: Unanswered) -> Failed {
     let Unanswered { error, unsent, reused } = unanswered;
-    let kind = if unsent.is_some() || refused(&error) {
+    let kind = if refused(&error) {
         Kind::Refused
+    } else if unsent.is_some() {
+        Kind::Reset { sent: false }
     } else if reused && (error.is_incomplete_message() || error.is_canceled() || error.is_closed() || broke(&error)) {
         Kind::Stale
     } else {
-        Kind::Reset
+        Kind::Reset { sent: true }
     };
     tracing::debug!(%error, ?kind, "no answer");
     Failed { reason: Reason::UpstreamReset, kind, unsent }

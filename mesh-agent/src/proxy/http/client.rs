@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::body::Outgoing;
 use super::checks::HEADER_LIST_MAX_BYTES;
 use super::io::HttpIo;
-use super::pool::{Http1, Switched};
+use super::pool::{Http1, Opened, Switched};
 
 /// Header fields of one answer.
 pub const ANSWER_FIELDS_MAX: usize = 200;
@@ -35,7 +35,7 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for OnWorker {
 }
 
 /// Begins HTTP/1 on a connection.
-pub async fn http1(io: HttpIo) -> hyper::Result<Http1> {
+pub async fn http1(io: HttpIo, opened: Opened) -> hyper::Result<Http1> {
     let mut builder = http1::Builder::new();
     builder.max_headers(ANSWER_FIELDS_MAX).max_header_size(HEADER_LIST_MAX_BYTES);
     let (sender, mut conn) = builder.handshake::<_, Outgoing>(TokioIo::new(io)).await?;
@@ -57,7 +57,7 @@ pub async fn http1(io: HttpIo) -> hyper::Result<Http1> {
         // The other side may have closed already.
         drop(io.shutdown().await);
     }));
-    Ok(Http1 { sender, switched, served: 0 })
+    Ok(Http1 { sender, switched, served: 0, opened })
 }
 
 /// Begins HTTP/2 with prior knowledge (RFC 9113, 3.3).

@@ -217,6 +217,16 @@ impl Downstream {
         known.targets.push(Rc::clone(target));
     }
 
+    /// The one cluster of an inbound connection.
+    pub fn only(&self, make: impl FnOnce() -> Rc<Cluster>) -> Rc<Cluster> {
+        const ONLY: BackendKey = (std::ptr::null(), None, std::ptr::null());
+        self.backend(ONLY).unwrap_or_else(|| {
+            let cluster = make();
+            self.learn_backend(ONLY, &cluster);
+            cluster
+        })
+    }
+
     /// Counters for requests that reach no endpoint.
     pub fn nowhere(&self) -> Rc<RequestHandles> {
         let mut known = self.known.borrow_mut();

@@ -1,7 +1,6 @@
 //! One request and what is known of it. Owns: its head and body between client and upstream, and the end of both: an
 //! answer delivered, or one of the mesh's own. Never: decides. Called by `proxy::http::pipeline`.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -34,6 +33,10 @@ pub struct Exchange {
     /// The protocol that the client asks to switch to.
     pub upgrade: Option<HeaderValue>,
     pub body: Source,
+    /// Of a copy: the whole body.
+    pub copied_body: Option<bytes::Bytes>,
+    /// Sent, and nothing of it was kept.
+    pub spent: bool,
     pub record: Box<Record>,
 }
 
@@ -70,42 +73,22 @@ impl Exchange {
         headers.remove(HOST);
         let random = || [down.worker.random(), down.worker.random()];
         headers::vouch(&mut headers, None, random);
-        let grpc = headers::is_grpc(&headers);
         let mut exchange = Self {
             down: Rc::clone(down),
-            record: Box::new(Record {
-                down: Rc::clone(down),
-                begun: Instant::now(),
-                method: head.method.clone(),
-                path: PathAndQuery::from_static("/"),
-                authority: None,
-                version: head.version,
-                id: headers.get(headers::REQUEST_ID).cloned(),
-                grpc,
-                request_bytes: Rc::new(Cell::new(0)),
-                rule: None,
-                target: None,
-                attempts: 0,
-                status: 0,
-                grpc_status: None,
-                reason: None,
-                flag: None,
-                busy: down.enter(),
-                lease: None,
-                max_requests: None,
-                load: None,
-                hold: Vec::new(),
-            }),
+            record: Box::new(Record::new(down, &head.method, head.version, headers::is_grpc(&headers))),
             method: head.method,
             path: PathAndQuery::from_static("/"),
             authority: None,
             version: head.version,
             headers,
             upgrade,
+            copied_body: None,
+            spent: false,
             body: if body.is_end_stream() { Source::Empty } else { Source::Once(Some(body)) },
         };
         match (checked, path) {
             (Ok(authority), Ok(Some(path))) => {
+                exchange.record.id = exchange.headers.get(headers::REQUEST_ID).cloned();
                 exchange.authority = authority;
                 exchange.path = path;
                 exchange.remember();
@@ -150,6 +133,24 @@ impl Exchange {
         }
     }
 
+    /// The same request once more, without its body.
+    pub fn copied(&self) -> Self {
+        let down = &self.down;
+        Self {
+            down: Rc::clone(down),
+            method: self.method.clone(),
+            path: self.path.clone(),
+            authority: self.authority.clone(),
+            version: self.version,
+            headers: self.headers.clone(),
+            upgrade: None,
+            body: Source::Empty,
+            copied_body: None,
+            spent: false,
+            record: Box::new(Record::new(down, &self.method, self.version, self.record.grpc)),
+        }
+    }
+
     /// Keeps the body for another try or a mirror.
     pub fn keep_body(&mut self) {
         if let Source::Once(body) = &mut self.body
@@ -161,6 +162,9 @@ impl Exchange {
 
     /// The body for the next try; none if it has been sent already and cannot be sent again.
     pub fn outgoing(&mut self) -> Option<Outgoing> {
+        if let Some(body) = self.copied_body.clone() {
+            return Some(if body.is_empty() { Outgoing::Empty } else { Outgoing::Full(body) });
+        }
         match &mut self.body {
             Source::Empty => Some(Outgoing::Empty),
             Source::Once(body) => body
@@ -176,11 +180,24 @@ impl Exchange {
         }
     }
 
-    /// Takes a body back of which nothing was sent.
-    pub fn restore(&mut self, body: Outgoing) {
+    /// Takes a request back of which nothing was sent.
+    pub fn restore(&mut self, request: Request<Outgoing>, headers: bool) {
+        let (head, body) = request.into_parts();
+        if headers {
+            self.spent = false;
+            self.headers = head.headers;
+            for name in [HOST, headers::XFCC, http::header::CONNECTION, http::header::UPGRADE] {
+                self.headers.remove(name);
+            }
+        }
         if let Outgoing::Incoming { body, .. } = body {
             self.body = Source::Once(Some(body));
         }
+    }
+
+    /// Whether the request may be sent twice without harm (RFC 9110, 9.2.2), and its body can be.
+    pub fn may_repeat(&self) -> bool {
+        self.method.is_idempotent() && matches!(self.body, Source::Empty)
     }
 
     /// The request as an upstream of this version is asked.
@@ -212,8 +229,13 @@ impl Exchange {
         self.down.dialled().to_string().parse().ok()
     }
 
-    /// Hands an upstream's answer to the client.
-    pub fn deliver(self, answered: Answered, deadline: Option<Instant>) -> Response<Answer> {
+    /// Hands an upstream's answer to the client. `edit` has the last word on its header fields.
+    pub fn deliver(
+        self,
+        answered: Answered,
+        deadline: Option<Instant>,
+        edit: impl FnOnce(&mut HeaderMap),
+    ) -> Response<Answer> {
         let Self { down, mut record, upgrade, version, .. } = self;
         let Answered { response, lease } = answered;
         let (mut head, body) = response.into_parts();
@@ -223,6 +245,10 @@ impl Exchange {
         let protocol = if switched { headers::upgrade(&head.headers).or(upgrade) } else { None };
         headers::strip_hop(&mut head.headers);
         head.version = version.max(Version::HTTP_11);
+        if let Some(cookie) = record.cookie.take() {
+            head.headers.append(http::header::SET_COOKIE, cookie);
+        }
+        edit(&mut head.headers);
         if let Some(protocol) = protocol {
             head.headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.insert(http::header::UPGRADE, protocol);

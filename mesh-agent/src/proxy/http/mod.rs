@@ -7,15 +7,19 @@
 //! a [`cluster::Cluster`] of endpoints, each reached as a [`target::Target`].
 
 pub mod answer;
+mod application;
 pub mod attempt;
 pub mod body;
 pub mod checks;
 pub mod client;
 pub mod cluster;
+pub mod destination;
 pub mod downstream;
 pub mod exchange;
+pub mod forward;
 pub mod headers;
 pub mod io;
+pub mod mirror;
 pub mod pipeline;
 pub mod pool;
 pub mod record;
@@ -34,18 +38,18 @@ pub struct Http {
     pub pool: pool::HttpPool,
     clusters: RefCell<HashMap<cluster::Key, std::rc::Rc<cluster::Cluster>>>,
     loads: cluster::Loads,
+    mirrors: std::cell::Cell<usize>,
 }
 
 impl Http {
     pub fn new(hits: Hits) -> Self {
-        Self { pool: pool::HttpPool::new(hits), clusters: RefCell::default(), loads: cluster::Loads::default() }
+        Self { pool: pool::HttpPool::new(hits), clusters: RefCell::default(), loads: cluster::Loads::default(), mirrors: std::cell::Cell::new(0) }
     }
 
     /// Lets go of what nobody has used for long.
     pub fn sweep(&self) {
         self.pool.sweep(server::IDLE_TIMEOUT);
-        // Connections hold those that they use.
-        self.clusters.borrow_mut().retain(|_, cluster| std::rc::Rc::strong_count(cluster) > 1);
+        self.sweep_clusters();
         self.loads.sweep();
     }
 }

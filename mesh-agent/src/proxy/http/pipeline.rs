@@ -1,32 +1,34 @@
 //! What becomes of a request, in the order in which it becomes so. Owns: that order, and nothing that it calls.
 //! Called by `proxy::http::server`, once per request.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use http::header::LOCATION;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use tokio::time::{Instant, sleep};
 
 use super::answer::Local;
-use super::attempt::{self, Failed, Kind, Try};
 use super::body::Answer;
 use super::cluster::{Cluster, Wanted};
 use super::downstream::{Downstream, Place, Side};
-use super::exchange::{Answered, Exchange, snapshot};
-use super::target::Target;
-use crate::decide::Snapshot as _;
-use crate::decide::inbound::{ConnFacts, HttpFacts, admit_request};
-use crate::decide::outbound::{OutboundPlan, Transport, plan};
-use crate::model::{Reason, Workload};
-use crate::proxy::upstream;
+use super::exchange::{Exchange, snapshot};
+use super::forward::{Unanswered, Way, forward};
+use super::mirror::{self, Copy};
+use crate::decide::cors::{self, Cors};
+use crate::decide::outbound::{OutboundPlan, plan};
+use crate::decide::{Snapshot as _, fault, headers, rewrite, route};
+use crate::model::route::{
+    Abort, Backend, DirectResponse, HttpMatch, HttpRule, Redirect, RuleAction, WeightedBackend,
+};
+use crate::model::{Endpoint, Reason, Workload};
 use crate::world::World;
-
-/// Endpoints tried for one request where no retry policy says otherwise.
-const CONNECT_TRIES: usize = 3;
 
 /// Answers one request.
 pub async fn respond(down: &Rc<Downstream>, request: Request<Incoming>) -> Response<Answer> {
-    let world = snapshot(down);
     let exchange = match Exchange::read(down, request) {
         Ok(exchange) => exchange,
         Err(answer) => return answer,
@@ -34,166 +36,285 @@ pub async fn respond(down: &Rc<Downstream>, request: Request<Incoming>) -> Respo
     match &down.side {
         Side::Outbound { source, .. } => {
             let source = Arc::clone(source);
-            outbound(exchange, world, &source).await
+            outbound(exchange, &source).await
         }
-        Side::Inbound { .. } => inbound(exchange, world).await,
+        Side::Inbound { .. } => super::application::inbound(exchange).await,
     }
 }
 
-/// A request of a pod of this node.
-async fn outbound(mut exchange: Exchange, world: Arc<World>, source: &Arc<Workload>) -> Response<Answer> {
-    let place = match place(&exchange, &world, source) {
+/// A request of a pod of this node. The snapshot is loaded where it is needed and held no longer: an answer may take
+/// hours.
+async fn outbound(mut exchange: Exchange, source: &Arc<Workload>) -> Response<Answer> {
+    let down = Rc::clone(&exchange.down);
+    let place = match place(&exchange, source) {
         Ok(place) => place,
         Err(reason) => return exchange.refuse(Local::of(reason)),
     };
-    let cluster = Rc::clone(&place.cluster);
-    match send(&mut exchange, &world, &cluster).await {
-        Ok(answered) => exchange.deliver(answered, None),
-        Err(reason) => exchange.refuse(Local::of(reason)),
-    }
-}
 
-/// A request to a pod of this node: judged, then handed to its application.
-async fn inbound(mut exchange: Exchange, world: Arc<World>) -> Response<Answer> {
-    let down = Rc::clone(&exchange.down);
-    let Some(workload) = world.workload(&down.pod.id) else {
-        return exchange.refuse(Local::of(Reason::UnknownWorkload));
+    // Which rule: the first that matches.
+    let view = exchange.view(place.port);
+    let Some((rule, matched)) = route::select(&place.rules, source, &view) else {
+        if !place.rules.is_empty() {
+            return exchange.refuse(Local::of(Reason::NoRoute));
+        }
+        let way = Way { cluster: &place.cluster, retry: None, try_timeout: None, deadline: None };
+        return match forward(&mut exchange, &way).await {
+            Ok(answered) => exchange.deliver(answered, None, |_| {}),
+            Err(unanswered) => exchange.give_up(&unanswered),
+        };
     };
-    let Some(target) = down.application(workload) else {
-        return exchange.refuse(Local::of(Reason::UnknownWorkload));
+    exchange.record.rule = Some(Arc::clone(rule));
+
+    // Cross-origin requests: a preflight ends here.
+    let decorated = match rule.cors.as_ref().map(|policy| cors::decide(policy, view.method, view.headers)) {
+        Some(Cors::Answer(fields)) => return exchange.say(answer_of(StatusCode::OK, fields, "")),
+        Some(Cors::Decorate(fields)) => Some(fields),
+        Some(Cors::Pass) | None => None,
     };
-    if let Err(reason) = judge(&exchange, &world, &target, workload) {
-        exchange.record.target = Some(target);
+
+    // Faults: a pause, then an end.
+    if !rule.fault.is_empty()
+        && let Some(local) = suffer(&mut exchange, rule).await
+    {
+        return exchange.refuse(local);
+    }
+
+    // Whom to ask, or what to say at once.
+    let backends = match &rule.action {
+        RuleAction::Redirect(to) => return redirect(exchange, to, rule, matched, place.port),
+        RuleAction::Respond(with) => return respond_directly(exchange, with, rule),
+        RuleAction::Forward(backends) => backends,
+    };
+    let Some(chosen) = choose(backends, down.worker.random()) else {
+        return exchange.refuse(Local::of(Reason::BackendInvalid));
+    };
+    let (cluster, try_timeout) = match cluster(&exchange, source, &place, &chosen.backend) {
+        Ok(found) => found,
+        Err(reason) => return exchange.refuse(Local::of(reason)),
+    };
+
+    // What is sent on. A copy is taken of that, with nothing of the rule's answer.
+    if let Err(reason) = edit(&mut exchange, rule, chosen, matched) {
         return exchange.refuse(Local::of(reason));
     }
-    let cluster = down.worker.http.single(
-        crate::model::Endpoint {
-            address: target.endpoint,
-            workload: Some(workload.id.clone()),
-            ready: true,
-            node: Arc::clone(&workload.node),
-        },
-        world.version,
-    );
-    drop(world);
-    let mut answered = try_one(&mut exchange, &cluster, &target, false).await;
-    if matches!(answered, Err(Failed { kind: Kind::Stale, .. })) && may_repeat(&exchange) {
-        answered = try_one(&mut exchange, &cluster, &target, true).await;
+    let copies = copies(&mut exchange, source, &place, rule);
+
+    // Balance, circuit, tries: the answer's head, or why there is none.
+    let deadline = rule.timeout.map(|timeout| Instant::now() + timeout);
+    let way = Way { cluster: &cluster, retry: rule.retry.as_ref(), try_timeout, deadline };
+    let answered = forward(&mut exchange, &way).await;
+    for copy in copies {
+        copy.send(&exchange);
     }
+
+    // Back to the client; metrics and log when its last byte is delivered.
     match answered {
-        Ok(answered) => exchange.deliver(answered, None),
-        Err(failed) => exchange.refuse(Local::of(failed.reason)),
+        Ok(answered) => exchange.deliver(answered, deadline, |fields| {
+            // What they say of Host has no meaning in an answer.
+            drop(headers::apply(&chosen.response_headers, fields));
+            drop(headers::apply(&rule.response_headers, fields));
+            if let Some(decorated) = decorated {
+                fields.extend(decorated);
+            }
+        }),
+        Err(unanswered) => exchange.give_up(&unanswered),
     }
 }
 
 /// The Service that was dialled decides where a request may go; an address that is no Service's, the Host.
-fn place(exchange: &Exchange, world: &World, source: &Workload) -> Result<Place, Reason> {
+fn place(exchange: &Exchange, source: &Workload) -> Result<Place, Reason> {
     let down = &exchange.down;
     let Side::Outbound { original, .. } = &down.side else { return Err(Reason::NoRoute) };
-    if let Some(known) = down.place(None) {
+    let world = snapshot(down);
+    let authority = exchange.authority.as_ref().map(|authority| authority.as_str());
+    if let Some(known) = down.place(None).or_else(|| down.place(authority.filter(|text| !text.is_empty()))) {
         return Ok(known);
     }
-    let place = match plan(world, source, *original) {
+    let port = original.port();
+    let of_service = |service| -> Result<Place, Reason> {
+        let wanted = Wanted { service, port, subset: None, family: original.ip() };
+        let cluster = down.worker.http.cluster(&down.worker, &world, source, &wanted)?;
+        Ok(Place { rules: world.http_rules(source, service, port), service: Some(Arc::clone(service)), port, cluster })
+    };
+    let of_address = |endpoint: Endpoint| {
+        let cluster = down.worker.http.single(&world, source, endpoint);
+        Place { service: None, port, rules: Arc::default(), cluster }
+    };
+    let (place, by_host) = match plan(&*world, source, *original) {
+        // It may have routes that lead elsewhere.
+        OutboundPlan::Refuse(Reason::NoEndpoint) => match world.service_at(original.ip()) {
+            Some(service) => (of_service(service)?, false),
+            None => return Err(Reason::NoEndpoint),
+        },
         OutboundPlan::Refuse(reason) => return Err(reason),
-        OutboundPlan::Tcp(plan) => match &plan.service {
-            Some(service) => {
-                let wanted =
-                    Wanted { service, port: original.port(), subset: None, family: original.ip() };
-                let cluster = down.worker.http.cluster(&down.worker, world, source, &wanted)?;
-                let rules = world.http_rules(source, service, original.port());
-                Place { service: Some(Arc::clone(service)), port: original.port(), rules, cluster }
-            }
-            None => {
-                let Some(endpoint) = plan.endpoints.first() else { return Err(Reason::NoEndpoint) };
-                let cluster = down.worker.http.single(endpoint.clone(), world.version);
-                Place { service: None, port: original.port(), rules: Arc::default(), cluster }
-            }
+        OutboundPlan::Tcp(plan) => match (&plan.service, plan.endpoints.first()) {
+            (Some(service), _) => (of_service(service)?, false),
+            (None, Some(endpoint)) => (of_address(endpoint.clone()), false),
+            (None, None) => return Err(Reason::NoEndpoint),
         },
         OutboundPlan::Passthrough(address) => {
-            let endpoint = crate::model::Endpoint { address, workload: None, ready: true, node: "".into() };
-            let cluster = down.worker.http.single(endpoint, world.version);
-            Place { service: None, port: original.port(), rules: Arc::default(), cluster }
+            let named = authority.and_then(|host| world.service_by_host(host, &source.namespace));
+            match named.filter(|service| service.port(port).is_some()) {
+                Some(service) => (of_service(service)?, true),
+                None => {
+                    let endpoint = Endpoint { address, workload: None, ready: true, node: "".into() };
+                    (of_address(endpoint), true)
+                }
+            }
         }
     };
-    down.learn_place(None, &place);
+    down.learn_place(authority.filter(|_| by_host), &place);
     Ok(place)
 }
 
-/// The destination's policy, on what the destination will read.
-fn judge(exchange: &Exchange, world: &World, target: &Target, workload: &Workload) -> Result<(), Reason> {
-    let peer = match &exchange.down.side {
-        Side::Outbound { source, .. } => Some(&source.identity),
-        Side::Inbound { peer, .. } => peer.as_ref(),
+/// Draws the rule's faults: waits, and says how the request ends if it does.
+async fn suffer(exchange: &mut Exchange, rule: &HttpRule) -> Option<Local> {
+    let worker = &exchange.down.worker;
+    let drawn = fault::draw(&rule.fault, [worker.random(), worker.random()]);
+    if let Some(delay) = drawn.delay {
+        exchange.record.flag = Some("DI");
+        sleep(delay).await;
+    }
+    let local = Local::of(Reason::FaultAborted);
+    let local = match drawn.abort? {
+        Abort::Http(status) => local.with_status(status),
+        Abort::Grpc(code) => Local { grpc_status: code, status: 200, ..local },
     };
-    let conn = ConnFacts { peer, source_ip: exchange.down.client.ip(), destination: target.endpoint };
-    let facts = HttpFacts { conn, request: exchange.view(target.endpoint.port()) };
-    admit_request(world, workload, &facts)
+    exchange.record.flag = None;
+    Some(local)
 }
 
-/// Endpoint after endpoint until one answers.
-async fn send(exchange: &mut Exchange, world: &Arc<World>, cluster: &Rc<Cluster>) -> Result<Answered, Reason> {
-    let down = Rc::clone(&exchange.down);
-    let mut tried: Vec<usize> = Vec::new();
-    let mut last = Reason::NoEndpoint;
-    while tried.len() < CONNECT_TRIES {
-        let Some(index) = cluster.pick(&down.worker, &tried) else { break };
-        tried.push(index);
-        let address = cluster.endpoints[index].address;
-        let target = down.target(world, address, cluster.service.as_ref()).ok_or(Reason::ConnectFailed)?;
-        exchange.record.target = Some(Rc::clone(&target));
-        if let Transport::Local(workload) = &target.transport {
-            judge(exchange, world, &target, workload)?;
-        }
-        exchange.record.load = cluster.load(index);
-        let mut fresh = false;
-        loop {
-            match try_one(exchange, cluster, &target, fresh).await {
-                Ok(answered) => return Ok(answered),
-                Err(Failed { kind: Kind::Stale, .. }) if !fresh && may_repeat(exchange) => fresh = true,
-                Err(Failed { kind: Kind::Connect, reason, .. }) if upstream::worth_another_endpoint(reason) => {
-                    last = reason;
-                    break;
-                }
-                Err(failed) => return Err(failed.reason),
-            }
-        }
+fn choose(backends: &[WeightedBackend], random: u64) -> Option<&WeightedBackend> {
+    if let [only] = backends {
+        return Some(only);
     }
-    Err(last)
+    let sum: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
+    let mut drawn = random.checked_rem(sum)?;
+    backends.iter().find(|backend| {
+        let weight = u64::from(backend.weight);
+        let hit = drawn < weight;
+        drawn = drawn.saturating_sub(weight);
+        hit
+    })
 }
 
-/// RFC 9110, 9.2.2: a request that may be sent twice without harm, and whose body can be.
-fn may_repeat(exchange: &Exchange) -> bool {
-    exchange.method.is_idempotent() && matches!(exchange.body, super::exchange::Source::Empty)
+/// The cluster of a backend, and how long one try there may take.
+fn cluster(
+    exchange: &Exchange,
+    source: &Workload,
+    place: &Place,
+    backend: &Backend,
+) -> Result<(Rc<Cluster>, Option<std::time::Duration>), Reason> {
+    let Backend::Host { host, port, subset, timeout } = backend else { return Err(Reason::BackendInvalid) };
+    let down = &exchange.down;
+    let subset_key = subset.as_ref().map_or(std::ptr::null(), |subset| subset.as_ptr());
+    let key = (host.as_ptr(), *port, subset_key);
+    if let Some(known) = down.backend(key) {
+        return Ok((known, *timeout));
+    }
+    let world = snapshot(down);
+    let service = world.service_by_host(host, &source.namespace).ok_or(Reason::BackendInvalid)?;
+    let only = match service.ports.as_slice() {
+        [only] => Some(only.port),
+        _ => None,
+    };
+    let port = port.or_else(|| service.port(place.port).map(|port| port.port)).or(only);
+    let wanted = Wanted {
+        service,
+        port: port.ok_or(Reason::NoSuchPort)?,
+        subset: subset.as_ref(),
+        family: down.dialled().ip(),
+    };
+    let cluster = down.worker.http.cluster(&down.worker, &world, source, &wanted)?;
+    down.learn_backend(key, &cluster);
+    Ok((cluster, *timeout))
 }
 
-async fn try_one(
+/// Rewrites the request as its rule and its backend say.
+fn edit(
     exchange: &mut Exchange,
-    cluster: &Cluster,
-    target: &Rc<Target>,
-    fresh: bool,
-) -> Result<Answered, Failed> {
-    let down = Rc::clone(&exchange.down);
-    let limits = &cluster.policy.pool;
-    let switches = exchange.upgrade.is_some();
-    let http2 = attempt::wants_http2(cluster.protocol, limits, exchange.version, switches);
-    let lost = || Failed { reason: Reason::UpstreamReset, kind: Kind::Reset, unsent: None };
-    let body = exchange.outgoing().ok_or_else(lost)?;
-    let mut headers = exchange.headers.clone();
-    if let Some(name) = &target.client_cert {
-        headers.insert(super::headers::XFCC, name.clone());
-    }
-    let request = exchange.request(headers, body, http2);
-    exchange.record.attempts += 1;
-    exchange.record.target = Some(Rc::clone(target));
-    exchange.record.max_requests = limits.max_requests_per_connection;
-    down.shows(target);
-    match (Try { down: &down, target, limits, http2, switches, fresh }).send(request).await {
-        Ok((response, lease)) => Ok(Answered { response, lease }),
-        Err(mut failed) => {
-            if let Some(unsent) = failed.unsent.take() {
-                exchange.restore(unsent.into_body());
-            }
-            Err(failed)
+    rule: &HttpRule,
+    chosen: &WeightedBackend,
+    matched: Option<&HttpMatch>,
+) -> Result<(), Reason> {
+    let mut authority: Option<Cow<'_, str>> = rule.rewrite.authority.as_deref().map(Cow::Borrowed);
+    for ops in [&rule.request_headers, &chosen.request_headers] {
+        if !ops.is_empty()
+            && let Some(set) = headers::apply(ops, &mut exchange.headers)
+        {
+            authority = Some(Cow::Owned(set));
         }
+    }
+    if rule.rewrite.path.is_some() {
+        let path = rewrite::path(&rule.rewrite, matched, exchange.path.path());
+        let whole = match exchange.path.query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path.into_owned(),
+        };
+        exchange.path = PathAndQuery::try_from(whole).map_err(|_bad| Reason::BackendInvalid)?;
+    }
+    if let Some(authority) = authority {
+        exchange.authority = Some(authority.parse().map_err(|_bad| Reason::BackendInvalid)?);
+    }
+    exchange.remember();
+    Ok(())
+}
+
+fn copies(exchange: &mut Exchange, source: &Workload, place: &Place, rule: &HttpRule) -> Vec<Copy> {
+    let mut copies = Vec::new();
+    for mirror in &rule.mirrors {
+        if !mirror.share.hit(exchange.down.worker.random()) {
+            continue;
+        }
+        match cluster(exchange, source, place, &mirror.backend) {
+            Ok((cluster, _timeout)) => copies.push(mirror::copy(exchange, &cluster)),
+            Err(reason) => tracing::debug!(rule = %rule.origin, %reason, "a mirror cannot be reached"),
+        }
+    }
+    copies
+}
+
+fn redirect(
+    exchange: Exchange,
+    to: &Redirect,
+    rule: &HttpRule,
+    matched: Option<&HttpMatch>,
+    port: u16,
+) -> Response<Answer> {
+    let location = rewrite::location(to, matched, &exchange.view(port));
+    let Ok(location) = HeaderValue::from_str(&location) else {
+        return exchange.refuse(Local::of(Reason::BackendInvalid));
+    };
+    let mut fields = HeaderMap::new();
+    fields.insert(LOCATION, location);
+    drop(headers::apply(&rule.response_headers, &mut fields));
+    let status = StatusCode::from_u16(to.status).unwrap_or(StatusCode::MOVED_PERMANENTLY);
+    exchange.say(answer_of(status, fields, ""))
+}
+
+fn respond_directly(exchange: Exchange, with: &DirectResponse, rule: &HttpRule) -> Response<Answer> {
+    let mut fields = HeaderMap::new();
+    if !with.body.is_empty() {
+        fields.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    drop(headers::apply(&rule.response_headers, &mut fields));
+    let status = StatusCode::from_u16(with.status).unwrap_or(StatusCode::OK);
+    exchange.say(answer_of(status, fields, with.body.to_vec()))
+}
+
+fn answer_of(status: StatusCode, fields: HeaderMap, body: impl Into<bytes::Bytes>) -> Response<Answer> {
+    let mut response = Response::new(Answer::full(body));
+    *response.status_mut() = status;
+    *response.headers_mut() = fields;
+    response
+}
+
+impl Exchange {
+    /// Says in the upstream's place why there is no answer.
+    fn give_up(mut self, unanswered: &Unanswered) -> Response<Answer> {
+        if unanswered.exhausted && self.record.flag.is_none() {
+            self.record.flag = Some("URX");
+        }
+        self.refuse(Local::of(unanswered.reason))
     }
 }

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
@@ -14,7 +15,10 @@ use hyper::client::conn::{http1, http2};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::body::Outgoing;
+use super::destination::Destination;
 use super::io::HttpIo;
+use crate::decide::circuit;
+use crate::model::traffic::PoolLimits;
 use crate::model::{Hits, Identity, Limit, WorkloadId};
 
 /// Idle connections of one worker. One more closes the idlest.
@@ -86,6 +90,8 @@ pub struct Slot {
     pub(super) dialling: Semaphore,
     /// The pod or the identity is gone: what is given back is closed.
     closed: Cell<bool>,
+    /// Connections that there are, busy or idle.
+    open: Rc<Cell<u32>>,
     totals: Rc<Totals>,
 }
 
@@ -94,12 +100,38 @@ struct Idle {
     since: Instant,
 }
 
+/// A connection's place in what the destination may have.
+pub struct Opened {
+    open: Rc<Cell<u32>>,
+    place: Option<circuit::Guard>,
+    destination: Arc<Destination>,
+}
+
+impl Opened {
+    /// Another request may have the connection, or its place.
+    fn tell(&self) {
+        if self.place.is_some() {
+            self.destination.freed.notify_one();
+        }
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.open.set(self.open.get().saturating_sub(1));
+        if self.place.take().is_some() {
+            self.destination.freed.notify_one();
+        }
+    }
+}
+
 /// One HTTP/1 connection that nobody uses now, or one request alone.
 pub struct Http1 {
     pub(super) sender: http1::SendRequest<Outgoing>,
     /// The connection itself, once the other side has switched protocols.
     pub(super) switched: Switched,
     pub(super) served: u32,
+    pub(super) opened: Opened,
 }
 
 /// One HTTP/2 connection.
@@ -108,6 +140,7 @@ pub struct Shared {
     streams: Cell<usize>,
     served: Cell<u32>,
     used: Cell<Instant>,
+    _opened: Opened,
 }
 
 /// Where the connection's task leaves the bytes' carrier when it is asked to.
@@ -152,6 +185,7 @@ impl HttpPool {
             streams: RefCell::default(),
             dialling: Semaphore::new(1),
             closed: Cell::new(false),
+            open: Rc::default(),
             totals: Rc::clone(&self.totals),
         });
         self.slots.borrow_mut().insert(key.clone(), Rc::clone(&slot));
@@ -215,17 +249,37 @@ impl Slot {
         }
     }
 
+    /// A place for one more connection. One that has none yet gets one whatever the limit is, or an endpoint could
+    /// starve while the others are busy (as in Envoy).
+    pub fn open(
+        &self,
+        destination: &Arc<Destination>,
+        limits: &PoolLimits,
+    ) -> Result<Opened, circuit::Overflow> {
+        let place = match limits.max_connections {
+            None => None,
+            Some(_) => match destination.circuit.try_connection(limits) {
+                Ok(place) => Some(place),
+                Err(_full) if self.open.get() == 0 => None,
+                Err(full) => return Err(full),
+            },
+        };
+        self.open.set(self.open.get() + 1);
+        Ok(Opened { open: Rc::clone(&self.open), place, destination: Arc::clone(destination) })
+    }
+
     /// A new connection with its first request.
     pub fn fresh_http1(self: &Rc<Self>, conn: Http1) -> Lease {
         Lease::Http1 { conn, slot: Rc::clone(self), reused: false }
     }
 
-    pub fn fresh_http2(self: &Rc<Self>, sender: http2::SendRequest<Outgoing>) -> Lease {
+    pub fn fresh_http2(self: &Rc<Self>, sender: http2::SendRequest<Outgoing>, opened: Opened) -> Lease {
         let conn = Rc::new(Shared {
             sender,
             streams: Cell::new(0),
             served: Cell::new(0),
             used: Cell::new(Instant::now()),
+            _opened: opened,
         });
         if !self.closed.get() {
             self.streams.borrow_mut().push(Rc::clone(&conn));
@@ -238,6 +292,7 @@ impl Slot {
         if self.closed.get() || conn.sender.is_closed() || idle.len() >= IDLE_PER_ENDPOINT_MAX {
             return;
         }
+        conn.opened.tell();
         idle.push(Idle { conn, since: Instant::now() });
         self.totals.idle.set(self.totals.idle.get() + 1);
     }

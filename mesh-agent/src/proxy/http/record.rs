@@ -14,6 +14,7 @@ use super::cluster::Load;
 use super::downstream::{Busy, Downstream};
 use super::pool::Lease;
 use super::target::Target;
+use crate::decide::circuit;
 use crate::model::Reason;
 use crate::model::route::HttpRule;
 use crate::observe::{Effort, Outcome, RequestLine};
@@ -43,8 +44,10 @@ pub struct Record {
     pub lease: Option<Lease>,
     pub max_requests: Option<u32>,
     pub load: Option<Load>,
-    /// Whatever else lasts as long as the request.
-    pub hold: Vec<Box<dyn std::any::Any>>,
+    /// The request's places in the destination's limits.
+    pub places: [Option<circuit::Guard>; 2],
+    /// A cookie that brings the client back to the same endpoint.
+    pub cookie: Option<HeaderValue>,
 }
 
 impl Watch for Record {
@@ -73,6 +76,33 @@ impl Watch for Record {
 }
 
 impl Record {
+    pub fn new(down: &Rc<Downstream>, method: &Method, version: Version, grpc: bool) -> Self {
+        Self {
+            down: Rc::clone(down),
+            begun: Instant::now(),
+            method: method.clone(),
+            path: http::uri::PathAndQuery::from_static("/"),
+            authority: None,
+            version,
+            id: None,
+            grpc,
+            request_bytes: Rc::default(),
+            rule: None,
+            target: None,
+            attempts: 0,
+            status: 0,
+            grpc_status: None,
+            reason: None,
+            flag: None,
+            busy: down.enter(),
+            lease: None,
+            max_requests: None,
+            load: None,
+            places: [None, None],
+            cookie: None,
+        }
+    }
+
     fn tell(&self, response_bytes: u64) {
         let flag = self.flag.unwrap_or_else(|| self.reason.map_or("-", |reason| reason.row().flag));
         let outcome =

@@ -10,10 +10,11 @@ use tokio::time::timeout;
 
 use super::downstream::{Downstream, Side};
 use super::io::HttpIo;
-use super::pool::{Key, Slot, Source, Via};
+use super::pool::{Key, Lease, Opened, Slot, Source, Via};
 use super::{client, headers};
 use crate::decide::Snapshot as _;
 use crate::decide::outbound::{Transport, transport};
+use crate::model::traffic::PoolLimits;
 use crate::model::{Reason, Service, Workload};
 use crate::observe::{ConnMeta, DecisionId, Direction, Party, Path, RequestHandles};
 use crate::proxy::upstream;
@@ -161,15 +162,16 @@ impl Target {
         &self,
         down: &Downstream,
         http2: bool,
-        pool: &crate::model::traffic::PoolLimits,
-    ) -> Result<super::pool::Lease, Failure> {
-        let io = self.connect(down, pool.connect_timeout).await?;
+        limits: &PoolLimits,
+        opened: Opened,
+    ) -> Result<Lease, Failure> {
+        let io = self.connect(down, limits.connect_timeout).await?;
         let broke = |error: hyper::Error| Failure::new(Reason::UpstreamReset, error.to_string());
         let slot = self.slot(http2);
         if http2 {
-            let sender = client::http2(io, pool.max_concurrent_streams).await.map_err(broke)?;
-            return Ok(slot.fresh_http2(sender));
+            let sender = client::http2(io, limits.max_concurrent_streams).await.map_err(broke)?;
+            return Ok(slot.fresh_http2(sender, opened));
         }
-        client::http1(io).await.map_err(broke).map(|conn| slot.fresh_http1(conn))
+        client::http1(io, opened).await.map_err(broke).map(|conn| slot.fresh_http1(conn))
     }
 }
