@@ -168,7 +168,7 @@ impl Agent {
             pods: arc_swap::ArcSwap::default(),
             turns: parking_lot::Mutex::default(),
             destinations: crate::proxy::http::destination::Destinations::default(),
-            began: std::time::Instant::now(),
+            began: Instant::now(),
         });
         let workers = (0..settings.workers)
             .map(|index| WorkerHandle::start(index, Arc::clone(&shared)))

@@ -10,7 +10,6 @@ use super::answer::Local;
 use super::body::Answer;
 use super::exchange::{Exchange, snapshot};
 use super::forward::{ask, judge};
-use crate::decide::Snapshot as _;
 use crate::model::{Endpoint, Reason};
 
 /// Answers a request that came from outside the node, or from outside the mesh.

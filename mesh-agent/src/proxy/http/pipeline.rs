@@ -25,7 +25,6 @@ use crate::model::route::{
     Abort, Backend, DirectResponse, HttpMatch, HttpRule, Redirect, RuleAction, WeightedBackend,
 };
 use crate::model::{Endpoint, Reason, Workload};
-use crate::world::World;
 
 /// Answers one request.
 pub async fn respond(down: &Rc<Downstream>, request: Request<Incoming>) -> Response<Answer> {
@@ -52,8 +51,8 @@ async fn outbound(mut exchange: Exchange, source: &Arc<Workload>) -> Response<An
     };
 
     // Which rule: the first that matches.
-    let view = exchange.view(place.port);
-    let Some((rule, matched)) = route::select(&place.rules, source, &view) else {
+    let selected = route::select(&place.rules, source, &exchange.view(place.port));
+    let Some((rule, matched)) = selected else {
         if !place.rules.is_empty() {
             return exchange.refuse(Local::of(Reason::NoRoute));
         }
@@ -66,7 +65,8 @@ async fn outbound(mut exchange: Exchange, source: &Arc<Workload>) -> Response<An
     exchange.record.rule = Some(Arc::clone(rule));
 
     // Cross-origin requests: a preflight ends here.
-    let decorated = match rule.cors.as_ref().map(|policy| cors::decide(policy, view.method, view.headers)) {
+    let cross = |policy| cors::decide(policy, exchange.method.as_str(), &exchange.headers);
+    let decorated = match rule.cors.as_ref().map(cross) {
         Some(Cors::Answer(fields)) => return exchange.say(answer_of(StatusCode::OK, fields, "")),
         Some(Cors::Decorate(fields)) => Some(fields),
         Some(Cors::Pass) | None => None,
