@@ -43,6 +43,10 @@ impl Snapshot for Mesh {
         self.services.iter().find(|service| service.vips.contains(&address))
     }
 
+    fn path_normalization(&self) -> path::PathNormalization {
+        path::PathNormalization::default()
+    }
+
     fn locality(&self, node: &str) -> &str {
         self.localities.get(node).map_or("", String::as_str)
     }

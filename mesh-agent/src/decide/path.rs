@@ -79,9 +79,8 @@ pub fn normalise(path_and_query: &str, how: PathNormalization) -> Result<Cow<'_,
 /// Nearly every path: there is nothing to do.
 fn is_plain(path: &str, how: PathNormalization) -> bool {
     let merged = how != PathNormalization::Base;
-    !path.bytes().any(|byte| matches!(byte, b'%' | b'\\'))
-        && !path.contains("/.")
-        && !(merged && path.contains("//"))
+    let bytes = path.bytes().any(|byte| matches!(byte, b'%' | b'\\'));
+    !bytes && !path.contains("/.") && !(merged && path.contains("//"))
 }
 
 fn decode(path: &str, slashes: bool) -> Result<String, BadPath> {

@@ -136,7 +136,7 @@ fn write_name(text: &mut Vec<u8>, address: &SocketAddr, index: u32) {
 /// The number itself, or the next prime above it.
 fn prime(at_least: u32) -> u32 {
     let is_prime = |number: &u32| {
-        (2..).take_while(|factor| factor * factor <= *number).all(|factor| number % factor != 0)
+        (2..).take_while(|factor| factor * factor <= *number).all(|factor| !number.is_multiple_of(factor))
     };
     (at_least..).find(is_prime).unwrap_or(TABLE_LIMIT)
 }

@@ -105,7 +105,11 @@ fn a_host_has_no_case() {
         (suffix(".example"), "example", false),
         (StringMatch::Present, "", false),
     ] {
-        assert_eq!(super::host(&hosts(&[pattern.clone()]), &[host]), wanted, "{pattern:?} {host}");
+        assert_eq!(
+            super::host(&hosts(std::slice::from_ref(&pattern)), &[host]),
+            wanted,
+            "{pattern:?} {host}"
+        );
     }
 }
 

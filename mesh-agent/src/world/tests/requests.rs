@@ -8,6 +8,8 @@ use crate::decide::inbound::{HttpFacts, admit_any_request, admit_stream, judge_r
 use crate::decide::path::{PathNormalization, normalise};
 use crate::decide::route::RequestView;
 
+mod slowly;
+
 /// A request as a test writes it: `GET /path?query`, then headers as `name: value`, separated by `|`.
 fn ask(world: &World, client: Option<&str>, text: &str) -> Verdict {
     let mut parts = text.split('|');
@@ -209,7 +211,7 @@ fn a_connection_is_read_as_http_only_where_a_policy_in_force_asks_about_requests
         (authz("p", "{rules: [{when: [{key: 'request.headers[a]', values: [b]}]}]}"), true),
         (dry, false),
     ] {
-        let world = world(&[policy.clone()]);
+        let world = world(std::slice::from_ref(&policy));
         assert_eq!(needs_http(&world, pod(&world, "reviews"), 8080), wanted, "{policy}");
     }
 }
