@@ -1,5 +1,5 @@
 //! An HTTP server, versions 1.1 and 2, that says who it is and what it saw, and does what a request's query asks it to:
-//! `status=503`, `delay=MS`, `size=BYTES`; `fail=N&key=K` fails the first N requests with that key, `reset=N&key=K` breaks
+//! `status=503`, `delay=MS`, `size=BYTES`, `bad=POD` (status 500 from that pod); `fail=N&key=K` fails the first N requests with that key, `reset=N&key=K` breaks
 //! off their connections. `/grpc` sends every frame back and ends with trailers; an Upgrade is answered with 101 and an echo.
 use std::collections::HashMap;
 use std::io;
@@ -39,7 +39,12 @@ pub(super) async fn serve(stream: TcpStream, stats: Arc<Stats>, name: Arc<Name>)
     if &first[..peeked] == b"PRI " {
         return http2::Builder::new(Local).serve_connection(io, service).await.map_err(io::Error::other);
     }
-    http1::Builder::new().half_close(true).serve_connection(io, service).with_upgrades().await.map_err(io::Error::other)
+    http1::Builder::new()
+        .half_close(true)
+        .serve_connection(io, service)
+        .with_upgrades()
+        .await
+        .map_err(io::Error::other)
 }
 
 struct Http {
@@ -61,7 +66,9 @@ async fn answer(request: Request<Incoming>, app: Rc<Http>) -> io::Result<Respons
         return Err(io::Error::other("told to break off"));
     }
     let failing = number("fail").is_some_and(|first| app.stats.nth(key) <= first);
+    let bad = query.get("bad").is_some_and(|bad| *bad == app.name.pod);
     let status = match number("status") {
+        _ if bad => 500,
         Some(status) if failing || !query.contains_key("fail") => status,
         _ if failing => 503,
         _ => 200,
@@ -145,7 +152,10 @@ fn grpc(request: Request<Incoming>) -> Response<Said> {
 pub(super) enum Said {
     Full(Bytes),
     /// What comes, frame by frame, then trailers.
-    Echo { body: Incoming, trailers: Option<HeaderMap> },
+    Echo {
+        body: Incoming,
+        trailers: Option<HeaderMap>,
+    },
 }
 
 impl Body for Said {

@@ -21,6 +21,7 @@ pub(crate) struct Server {
 }
 
 pub(crate) struct Shop {
+    namespace: &'static str,
     pub(crate) agents: Vec<Agent>,
     pub(crate) servers: Vec<Server>,
     pub(crate) client: Pod,
@@ -42,17 +43,27 @@ impl Service {
 impl Shop {
     /// A lab with a client on `node-a` and these servers: name of the pod, its Service (label `app`), version, node.
     pub(crate) fn new(scenario: &str, servers: &[(&str, &str, &str, &str)]) -> Result<Self> {
+        Self::within(NS, scenario, servers)
+    }
+
+    /// The same in another namespace.
+    pub(crate) fn within(
+        namespace: &'static str,
+        scenario: &str,
+        servers: &[(&str, &str, &str, &str)],
+    ) -> Result<Self> {
         let lab = Lab::two_nodes(scenario)?;
-        lab.manifests().namespace(NS, true)?;
-        let client = lab.pod(PodSpec::new(NS, "client", "node-a").account("frontend"))?;
+        lab.manifests().namespace(namespace, true)?;
+        let client = lab.pod(PodSpec::new(namespace, "client", "node-a").account("frontend"))?;
         let mut started = Vec::new();
         for (name, app, version, node) in servers {
-            let spec = PodSpec::new(NS, name, node).account(app).label("app", app).label("version", version);
+            let spec =
+                PodSpec::new(namespace, name, node).account(app).label("app", app).label("version", version);
             let pod = lab.pod(spec)?;
             started.push(Server { app: App::http(&pod, TARGET)?, pod });
         }
         let agents = lab.agents()?;
-        Ok(Self { agents, servers: started, client, lab })
+        Ok(Self { namespace, agents, servers: started, client, lab })
     }
 
     /// A Service over every pod with this label `app`.
@@ -65,7 +76,7 @@ impl Shop {
             .filter(|pod| pod.labels().get("app").is_some_and(|app| app == name))
             .collect();
         self.lab.manifests().service(&ServiceSpec {
-            namespace: NS,
+            namespace: self.namespace,
             name,
             vips: vips.to_vec(),
             ports: vec![ServicePort { name: "p", port: PORT, target: TARGET, app_protocol: protocol }],
@@ -86,6 +97,18 @@ impl Shop {
             })?;
         }
         Ok(Service { name, vips })
+    }
+
+    /// Writes manifests as they stand, and waits until the client's agent has taken them in.
+    pub(crate) fn apply(&self, name: &str, text: &str) -> Result<()> {
+        let version = || -> Result<f64> { self.agent("node-a")?.metric("nodemesh_world_version", &[]) };
+        let far = || -> Result<f64> { self.agent("node-b")?.metric("nodemesh_world_version", &[]) };
+        let before = (version()?, far()?);
+        self.lab.manifests().put_text(name, text)?;
+        eventually("the agents to take in a manifest", SOON, || {
+            Ok(version()? > before.0 && far()? > before.1)
+        })?;
+        Ok(())
     }
 
     pub(crate) fn agent(&self, node: &str) -> Result<&Agent> {

@@ -20,7 +20,8 @@ struct Pair {
 
 impl Pair {
     fn new(scenario: &str, protocol: Option<&'static str>) -> Result<Self> {
-        let shop = Shop::new(scenario, &[("near-1", "near", "v1", "node-a"), ("far-1", "far", "v1", "node-b")])?;
+        let shop =
+            Shop::new(scenario, &[("near-1", "near", "v1", "node-a"), ("far-1", "far", "v1", "node-b")])?;
         let services = [shop.service("near", protocol)?, shop.service("far", protocol)?];
         Ok(Self { shop, services })
     }
@@ -233,7 +234,10 @@ fn a_length_beside_a_coding_smuggles_nothing() -> Result<()> {
     let pair = Pair::new("two framings", Some("http"))?;
     let hidden = "GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n";
     let length = 5 + hidden.len();
-    for order in ["Content-Length: {}\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: {}"] {
+    for order in [
+        "Content-Length: {}\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: {}",
+    ] {
         let framing = order.replace("{}", &length.to_string());
         let mut stream = pair.shop.connect(pair.services[0].at(0))?;
         write!(stream, "POST /outer HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n0\r\n\r\n{hidden}")?;

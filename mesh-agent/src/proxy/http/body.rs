@@ -76,7 +76,7 @@ impl Body for Outgoing {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Incoming { body, .. } => body.size_hint(),
-            Self::Replay(replay) => replay.hint.clone(),
+            Self::Replay(replay) => replay.hint,
         }
     }
 }
@@ -137,7 +137,7 @@ impl Kept {
 
     /// The body from its start.
     pub fn replay(&self) -> Replay {
-        Replay { tee: Rc::clone(&self.tee), hint: self.hint.clone(), at: 0, trailers_given: false }
+        Replay { tee: Rc::clone(&self.tee), hint: self.hint, at: 0, trailers_given: false }
     }
 
     /// The whole body, if it has been read to its end and was kept.

@@ -69,7 +69,8 @@ pub fn head(
     if target.len() > TARGET_MAX_BYTES {
         return Err(Malformed::TargetLength);
     }
-    if !target.starts_with('/') && !(target == "*" && method == Method::OPTIONS) {
+    let of_server = target == "*" && method == Method::OPTIONS;
+    if !of_server && !target.starts_with('/') {
         return Err(Malformed::Target);
     }
     size(headers)?;

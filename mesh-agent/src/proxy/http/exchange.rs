@@ -58,6 +58,7 @@ pub struct Answered {
 
 impl Exchange {
     /// Takes a request apart and makes of it what is judged and forwarded alike. An error is already the answer.
+    #[allow(clippy::result_large_err, reason = "it is returned as it is, once, and only where a request is refused")]
     pub fn read(
         down: &Rc<Downstream>,
 

@@ -53,6 +53,3 @@ impl Http {
         self.loads.sweep();
     }
 }
-
-#[cfg(test)]
-mod tests;

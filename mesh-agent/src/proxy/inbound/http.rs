@@ -40,7 +40,10 @@ pub(super) async fn plaintext(worker: &Rc<Worker>, pod: &Arc<LocalPod>, arrival:
                 upstream::reset(stream);
             }
         },
-        Ok(spoken) => serve(worker, pod, conn, arrival, HttpIo::tcp(stream), spoken, None).await,
+        Ok(spoken) => {
+            let down = downstream(worker, pod, conn, arrival);
+            serve(&down, HttpIo::tcp(stream), spoken).await;
+        }
         Err(_gone) => conn.finish(Some(Reason::ClientReset)),
     }
 }
@@ -73,27 +76,23 @@ pub(super) async fn connect(
                 refused(conn, &failure);
             }
         },
-        Ok((client, spoken)) => serve(worker, pod, conn, arrival, client, spoken, Some(server)).await,
+        Ok((client, spoken)) => {
+            let down = downstream(worker, pod, conn, arrival);
+            down.leave_first(server);
+            serve(&down, client, spoken).await;
+        }
         Err(_gone) => conn.finish(Some(Reason::ClientReset)),
     }
 }
 
-async fn serve(
-    worker: &Rc<Worker>,
-    pod: &Arc<LocalPod>,
-    conn: Conn,
-    arrival: Arrival,
-    client: HttpIo,
-    spoken: Sniffed,
-    first: Option<TcpStream>,
-) {
-    let Arrival { peer, client: address, destination, .. } = arrival;
-    let down = Downstream::new(worker, pod, conn, address, Side::Inbound { peer, destination });
-    if let Some(first) = first {
-        down.leave_first(first);
-    }
+fn downstream(worker: &Rc<Worker>, pod: &Arc<LocalPod>, conn: Conn, arrival: Arrival) -> Rc<Downstream> {
+    let Arrival { peer, client, destination, .. } = arrival;
+    Downstream::new(worker, pod, conn, client, Side::Inbound { peer, destination })
+}
+
+async fn serve(down: &Rc<Downstream>, client: HttpIo, spoken: Sniffed) {
     let io = client.counted(Rc::clone(&down.conn), End::Client);
-    server::serve(&down, io, spoken).await;
+    server::serve(down, io, spoken).await;
 }
 
 /// Relays a stream some of whose bytes have been looked at.
