@@ -13,7 +13,7 @@ pub mod socket;
 pub mod views;
 
 pub use client::{Client, ClientError, Dial, DialError, Dialling, Stream};
-pub use query::ExplainQuery;
+pub use query::{AskedRequest, ExplainQuery};
 pub use server::{AdminServer, HttpServer, Limits};
 pub use socket::{SocketError, Takeover};
 pub use views::*;

@@ -1,4 +1,4 @@
-//! The question `explain SRC DST[:PORT]`: its text form on the command line and in a URL.
+//! The question `explain SRC DST[:PORT] [METHOD PATH]`: its text form on the command line and in a URL.
 //! Owns: parsing both. Never: resolves a name (the source does). Called by `cli::explain` and `admin::routes`.
 
 use std::fmt;
@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 /// Longest name or address in a question, bytes.
 pub const NAME_MAX_BYTES: usize = 512;
+/// Longest path of a request in a question, bytes.
+pub const PATH_MAX_BYTES: usize = 8192;
 
 /// Who wants to reach whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,18 @@ pub struct ExplainQuery {
     pub destination: String,
     /// None: the destination's only port.
     pub port: Option<u16>,
+    /// None: a TCP connection.
+    pub request: Option<AskedRequest>,
+}
+
+/// The request that is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskedRequest {
+    pub method: String,
+    /// With its query, as a client would send it.
+    pub path: String,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
 }
 
 /// Why a text is no question.
@@ -30,7 +44,15 @@ pub enum QueryError {
     Port(String),
     #[error("{field}: `{text}` has a character that no name has")]
     Character { field: &'static str, text: String },
-    #[error("query: `{0}` is no known parameter; use src and dst")]
+    #[error("method: `{0}` is none; write e.g. GET")]
+    Method(String),
+    #[error("path: `{0}` does not begin with a slash, or has a character that no path has")]
+    Path(String),
+    #[error("header: `{0}` is none; write `NAME: VALUE`")]
+    Header(String),
+    #[error("query: a request needs both method and path")]
+    Half,
+    #[error("query: `{0}` is no known parameter; use src, dst, method, path and header")]
     Parameter(String),
     #[error("query: `{0}` is not percent-encoded UTF-8")]
     Encoding(String),
@@ -42,26 +64,65 @@ impl ExplainQuery {
         let (name, port) = split_port(destination)?;
         check("source", source)?;
         check("destination", name)?;
-        Ok(Self { source: source.to_owned(), destination: name.to_owned(), port })
+        Ok(Self { source: source.to_owned(), destination: name.to_owned(), port, request: None })
     }
 
-    /// From a URL's query, `src=..&dst=..`.
+    /// The same question about a request; headers as `NAME: VALUE`.
+    pub fn with_request(self, method: &str, path: &str, headers: &[String]) -> Result<Self, QueryError> {
+        let token = !method.is_empty() && method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-');
+        if !token {
+            return Err(QueryError::Method(method.to_owned()));
+        }
+        let printable = path.bytes().all(|byte| byte > b' ' && byte != 0x7f);
+        if !(path.starts_with('/') || path == "*") || !printable || path.len() > PATH_MAX_BYTES {
+            return Err(QueryError::Path(path.to_owned()));
+        }
+        let header = |text: &String| {
+            let bad = || QueryError::Header(text.clone());
+            let (name, value) = text.split_once(':').ok_or_else(bad)?;
+            let name: http::HeaderName = name.trim().parse().map_err(|_invalid| bad())?;
+            let value = value.trim();
+            let _valid = http::HeaderValue::from_str(value).map_err(|_invalid| bad())?;
+            Ok((name.as_str().to_owned(), value.to_owned()))
+        };
+        let headers = headers.iter().map(header).collect::<Result<_, _>>()?;
+        let request = AskedRequest { method: method.to_owned(), path: path.to_owned(), headers };
+        Ok(Self { request: Some(request), ..self })
+    }
+
+    /// From a URL's query, `src=..&dst=..`, and for a request `&method=..&path=..&header=..&header=..`.
     pub fn from_url(query: &str) -> Result<Self, QueryError> {
         let (mut source, mut destination) = (String::new(), String::new());
+        let (mut method, mut path, mut headers) = (None, None, Vec::new());
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             match key {
                 "src" => source = decode(value)?,
                 "dst" => destination = decode(value)?,
+                "method" => method = Some(decode(value)?),
+                "path" => path = Some(decode(value)?),
+                "header" => headers.push(decode(value)?),
                 _ => return Err(QueryError::Parameter(key.to_owned())),
             }
         }
-        Self::parse(&source, &destination)
+        let asked = Self::parse(&source, &destination)?;
+        match (method, path) {
+            (Some(method), Some(path)) => asked.with_request(&method, &path, &headers),
+            (None, None) if headers.is_empty() => Ok(asked),
+            _ => Err(QueryError::Half),
+        }
     }
 
     /// The URL's query.
     pub fn to_url(&self) -> String {
-        format!("src={}&dst={}", encode(&self.source), encode(&self.to_string()))
+        let mut url = format!("src={}&dst={}", encode(&self.source), encode(&self.to_string()));
+        if let Some(request) = &self.request {
+            url.push_str(&format!("&method={}&path={}", encode(&request.method), encode(&request.path)));
+            for (name, value) in &request.headers {
+                url.push_str(&format!("&header={}", encode(&format!("{name}: {value}"))));
+            }
+        }
+        url
     }
 }
 

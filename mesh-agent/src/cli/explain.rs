@@ -1,4 +1,4 @@
-//! `mesh-agent explain SRC DST[:PORT]`: the story of a connection that has not happened yet.
+//! `mesh-agent explain SRC DST[:PORT] [METHOD PATH]`: the story of a connection, or a request, that has not happened yet.
 
 use super::human::count;
 use super::output::{Printer, Style};
@@ -14,6 +14,15 @@ pub(super) struct ExplainArgs {
     /// Where to: a workload, a Service (by name, host name or VIP) or any address
     #[arg(value_name = "DST[:PORT]")]
     destination: String,
+    /// Of a request; without it a TCP connection is meant
+    #[arg(value_name = "METHOD", requires = "path")]
+    method: Option<String>,
+    /// With its query
+    #[arg(value_name = "PATH")]
+    path: Option<String>,
+    /// A header of the request, `NAME: VALUE`; may be given several times
+    #[arg(short = 'H', long = "header", value_name = "HEADER", requires = "method")]
+    headers: Vec<String>,
 }
 
 impl ExplainArgs {
@@ -23,7 +32,10 @@ impl ExplainArgs {
 }
 
 pub(super) async fn run(client: &Client, printer: Printer, args: &ExplainArgs) -> Result<Exit, CliError> {
-    let query = ExplainQuery::parse(&args.source, &args.destination)?;
+    let mut query = ExplainQuery::parse(&args.source, &args.destination)?;
+    if let (Some(method), Some(path)) = (&args.method, &args.path) {
+        query = query.with_request(method, path, &args.headers)?;
+    }
     let explanation = client.explain(&query).await?;
     printer.print(&explanation, draw)?;
     Ok(if explanation.allowed { Exit::Good } else { Exit::No })

@@ -90,7 +90,7 @@ enum Verb {
     #[command(visible_alias = "conn")]
     Connections(Asked<connections::ConnectionsArgs>),
     /// What happens when SRC connects to DST, and which rule decides
-    Explain(Asked<explain::ExplainArgs>),
+    Explain(Asked<Box<explain::ExplainArgs>>),
     /// Version of this command and of the agent
     Version(Asked<version::VersionArgs>),
     /// Print a shell's completion script

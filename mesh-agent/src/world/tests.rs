@@ -13,6 +13,7 @@ mod entries;
 mod gateway;
 mod hosts;
 mod peer_authentication;
+mod requests;
 mod routing;
 mod traffic;
 

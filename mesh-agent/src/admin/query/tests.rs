@@ -39,3 +39,30 @@ fn bad_questions_are_refused_with_their_field() {
         assert!(ExplainQuery::from_url(query).is_err(), "{query}");
     }
 }
+
+#[test]
+fn a_question_may_be_about_a_request() {
+    let asked = ExplainQuery::parse("shop/frontend", "shop/reviews").unwrap();
+    let headers = ["X-Tenant: blue & green".to_owned(), "x-empty:".to_owned()];
+    let query = asked.clone().with_request("GET", "/api?a=b&c=%2F", &headers).unwrap();
+    let request = query.request.clone().unwrap();
+    assert_eq!((request.method.as_str(), request.path.as_str()), ("GET", "/api?a=b&c=%2F"));
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(request.headers, [pair("x-tenant", "blue & green"), pair("x-empty", "")]);
+    assert_eq!(ExplainQuery::from_url(&query.to_url()).unwrap(), query);
+    for (method, path, header, field) in [
+        ("get", "/", "a: b", "method"),
+        ("", "/", "a: b", "method"),
+        ("GET", "api", "a: b", "path"),
+        ("GET", "/a b", "a: b", "path"),
+        ("GET", "/", "a", "header"),
+        ("GET", "/", "a b: c", "header"),
+        ("GET", "/", "a: b\nc", "header"),
+    ] {
+        let error = asked.clone().with_request(method, path, &[header.to_owned()]).unwrap_err().to_string();
+        assert!(error.starts_with(field), "{method} {path} {header}: {error}");
+    }
+    for half in ["method=GET", "path=%2F", "header=a%3Ab"] {
+        assert_eq!(ExplainQuery::from_url(&format!("src=a&dst=b&{half}")), Err(QueryError::Half));
+    }
+}

@@ -32,13 +32,13 @@ async fn a_cut_reaches_the_relay_whether_it_waits_already_or_not() {
     let spared = table.open(meta(Direction::Inbound, Path::Hbone));
     let waiting = tokio::spawn(async move { late.cancelled().await });
     tokio::task::yield_now().await;
-    let told = table.cut_if(&|meta| (meta.direction == Direction::Outbound).then_some(Reason::PolicyChanged));
+    let told = table.cut_if(&|meta, _| (meta.direction == Direction::Outbound).then_some(Reason::PolicyChanged));
     assert_eq!(told, 2);
     assert_eq!(waiting.await.unwrap(), Reason::PolicyChanged);
     assert_eq!(early.cancelled().await, Reason::PolicyChanged);
     assert_eq!(early.cancelled().await, Reason::PolicyChanged, "it stays cut");
     assert_eq!(spared.cut_reason(), None);
-    assert_eq!(table.cut_if(&|_| Some(Reason::DrainDeadline)), 1, "the first reason stays");
+    assert_eq!(table.cut_if(&|_, _| Some(Reason::DrainDeadline)), 1, "the first reason stays");
     assert_eq!(early.cut_reason(), Some(Reason::PolicyChanged));
 }
 
