@@ -229,6 +229,14 @@ impl Cluster {
         self.plane.https().object(path)
     }
 
+    /// Changes fields of the object at a path (a JSON merge patch). Returns as soon as the API server has answered.
+    pub fn patch(&self, path: &str, fields: &Value) -> Result<()> {
+        let content = ("application/merge-patch+json", &*fields.to_string());
+        let (status, body) = self.plane.https().ask("PATCH", path, Some(content))?;
+        ensure!(status == 200, "the API server answered {status} to a patch of {path}: {}", body.trim());
+        Ok(())
+    }
+
     /// Puts the images of an archive (`docker save`, OCI) on every node.
     pub fn load_image(&self, archive: &[u8]) -> Result<()> {
         self.nodes.iter().try_for_each(|node| node.load_image(archive))
