@@ -209,6 +209,11 @@ impl Cluster {
         self.plane.kubeconfig_for(user, group)
     }
 
+    /// The same for a program on a node, which has another way to the API server.
+    pub fn node_kubeconfig_for(&self, user: &str) -> Result<PathBuf> {
+        self.plane.inner_kubeconfig(user, user, None)
+    }
+
     /// kubectl as admin; its standard output.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         self.plane.kubectl(arguments)
@@ -222,6 +227,12 @@ impl Cluster {
     /// `kubectl apply --server-side` of these manifests.
     pub fn apply(&self, manifests: &str) -> Result<String> {
         self.plane.apply(manifests)
+    }
+
+    /// `kubectl apply --dry-run=server`: everything but the writing, admission included.
+    pub fn apply_dry(&self, manifests: &str) -> Result<String> {
+        let words = ["apply", "--dry-run=server", "-f", "-"];
+        kubectl::run(&self.admin_kubeconfig(), &words, Some(manifests))
     }
 
     /// The object at a path of the API, such as `/api/v1/namespaces/default`; `None` when there is none.

@@ -21,6 +21,7 @@ pub mod apps;
 mod cgroups;
 pub mod client;
 pub mod cluster;
+pub mod helm;
 mod ip;
 pub mod lab;
 pub mod leaks;

@@ -1,10 +1,14 @@
 //! The mesh as its users run it: the shipped manifests and image on a real cluster of two nodes.
 //!
 //! A test is one cluster and many steps: a step that fails says which one it was. Tests run side by side.
+mod authority;
+mod dry_run;
 mod join;
+mod late;
 mod mesh;
 mod names;
 mod policy;
+mod rights;
 mod traffic;
 mod workloads;
 
@@ -47,15 +51,31 @@ fn a_namespace_joins_and_leaves_the_mesh_on_a_real_cluster() -> Result<()> {
     mesh.step("nothing is left of the mesh", join::uninstall)
 }
 
-/// Under steady traffic agents are killed, replaced and drained, and the API server is away, without one failed new
-/// connection.
+/// Installed before Istio's kinds, the mesh takes them up when they come. Under steady traffic agents are killed, replaced
+/// and drained, and the API server is away, without one failed new connection; afterwards new pods get certificates. A
+/// killed node's pods come back into the mesh.
 #[test]
 fn traffic_outlives_agents_nodes_and_the_api_server() -> Result<()> {
     let mesh = Mesh::boot()?;
-    mesh.step("the mesh is installed", |mesh| mesh.install(&["--crds"]))?;
+    mesh.step("the mesh is installed without CRDs", |mesh| mesh.install(&[]))?;
+    mesh.step("pods join where there are no CRDs", late::without_crds)?;
+    mesh.step("the CRDs are installed later", late::crds)?;
+    mesh.step("what `kubectl describe` tells of policies", late::describe)?;
     let traffic = Traffic::start(&mesh).context("traffic to both nodes")?;
     mesh.step("agents are killed", |_| traffic.agent_killed())?;
     mesh.step("agents are replaced by a rollout", |_| traffic.rollout())?;
     mesh.step("a node is drained of its agent", |_| traffic.drained())?;
-    mesh.step("the API server is away", |_| traffic.no_api_server(AWAY))
+    mesh.step("the API server is away", |_| traffic.no_api_server(AWAY))?;
+    mesh.step("a node is killed and boots again", |_| traffic.node_killed())
+}
+
+/// What is shipped is what an API server takes. The CA refuses whom it must. The agent needs each right that it is given.
+#[test]
+fn every_right_is_needed() -> Result<()> {
+    let mesh = Mesh::boot()?;
+    mesh.step("a server-side dry run of what is shipped", dry_run::deploy)?;
+    mesh.step("the mesh is installed on one node", rights::install_on_node_a)?;
+    mesh.step("the CA refuses", authority::refusals)?;
+    mesh.step("RBAC rules of the agent", rights::rules::each_is_needed)?;
+    mesh.step("capabilities of the agent", rights::capabilities::each_is_needed)
 }

@@ -62,13 +62,17 @@ impl Mesh {
 
     /// The image on the nodes, the manifests as `mesh-agent install` prints them, and everything ready.
     pub(crate) fn install(&self, more: &[&str]) -> Result<()> {
-        let archive = image()?;
-        self.cluster.load_image(&fs::read(&archive).with_context(|| {
-            format!("no image at {}; `cargo xtask image --dev` packs it", archive.display())
-        })?)?;
+        self.load_image()?;
         self.cluster.apply(&self.agent(&[&["install"], more].concat())?)?;
         self.cluster.wait_ready(SYSTEM, "app=nodemesh-controller", 2)?;
         self.agents_ready()
+    }
+
+    pub(crate) fn load_image(&self) -> Result<()> {
+        let archive = image()?;
+        self.cluster.load_image(&fs::read(&archive).with_context(|| {
+            format!("no image at {}; `cargo xtask image --dev` packs it", archive.display())
+        })?)
     }
 
     /// One agent on each node, and none that is on its way out.

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::mesh::{Mesh, PodOf, SOON, SYSTEM, namespace};
+use crate::mesh::{APP, Mesh, PodOf, SOON, SYSTEM, namespace};
 
 pub(crate) const NS: &str = "busy";
 const ALL: [&str; 4] = ["client", "far", "near", "served"];
@@ -196,6 +196,30 @@ impl<'a> Traffic<'a> {
             Ok(())
         })?;
         self.newcomer("late")
+    }
+
+    /// Power failure of node-b, and its return: its pods start again, are captured, refuse plaintext, and answer through
+    /// the mesh. The traffic ends before, as there is nobody to answer it.
+    pub(crate) fn node_killed(&self) -> Result<()> {
+        let mesh = self.mesh;
+        mesh.kubectl(&format!("delete pod -n {NS} client late --wait=true"))?;
+        let restarts = || -> Result<u64> {
+            let pods = mesh.cluster.pods(NS, "app=served")?;
+            let pod = pods.first().context("no pod `served`")?;
+            pod["status"]["containerStatuses"][0]["restartCount"].as_u64().context("no count of restarts")
+        };
+        let (before, node) = (restarts()?, mesh.cluster.node(1)?);
+        node.kill()?;
+        node.boot()?;
+        mesh.cluster.wait_nodes()?;
+        mesh.cluster.wait("the node's pods to start again", AGENT_DEADLINE, || Ok(restarts()? > before))?;
+        mesh.cluster.wait_ready(NS, "", 3)?;
+        mesh.agents_ready()?;
+        mesh.wait_captured(NS, &["far", "near", "served"])?;
+        let plain = format!("http://{}:8080/", mesh.ip(NS, "served")?);
+        let asked = mesh.cluster.kubectl(&["exec", "-n", "strangers", "stranger", "--", APP, "get", &plain]);
+        ensure!(asked.is_err(), "a STRICT pod answers plaintext after its node's boot");
+        self.newcomer("after-the-boot")
     }
 
     /// A pod of a new account reaches a STRICT pod of the other node, with a certificate of its own.
