@@ -209,6 +209,11 @@ impl Cluster {
         self.plane.kubeconfig_for(user, group)
     }
 
+    /// The same for a program on a node, which has another way to the API server.
+    pub fn node_kubeconfig_for(&self, user: &str) -> Result<PathBuf> {
+        self.plane.inner_kubeconfig(user, user, None)
+    }
+
     /// kubectl as admin; its standard output.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         self.plane.kubectl(arguments)
@@ -224,9 +229,23 @@ impl Cluster {
         self.plane.apply(manifests)
     }
 
+    /// `kubectl apply --dry-run=server`: everything but the writing, admission included.
+    pub fn apply_dry(&self, manifests: &str) -> Result<String> {
+        let words = ["apply", "--dry-run=server", "-f", "-"];
+        kubectl::run(&self.admin_kubeconfig(), &words, Some(manifests))
+    }
+
     /// The object at a path of the API, such as `/api/v1/namespaces/default`; `None` when there is none.
     pub fn object(&self, path: &str) -> Result<Option<Value>> {
         self.plane.https().object(path)
+    }
+
+    /// Changes fields of the object at a path (a JSON merge patch). Returns as soon as the API server has answered.
+    pub fn patch(&self, path: &str, fields: &Value) -> Result<()> {
+        let content = ("application/merge-patch+json", &*fields.to_string());
+        let (status, body) = self.plane.https().ask("PATCH", path, Some(content))?;
+        ensure!(status == 200, "the API server answered {status} to a patch of {path}: {}", body.trim());
+        Ok(())
     }
 
     /// Puts the images of an archive (`docker save`, OCI) on every node.

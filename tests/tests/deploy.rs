@@ -8,9 +8,6 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// The pin is the truth, here and for whoever builds it.
-const HELM_PINS: &str = include_str!("../kube/helm/go.mod");
-
 /// Objects by kind, namespace and name.
 type Objects = BTreeMap<(String, String, String), Value>;
 
@@ -33,36 +30,9 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// Helm as it is pinned: built by `cargo xtask setup`, or a Helm 3 on PATH.
-fn helm() -> PathBuf {
-    let version = HELM_PINS
-        .lines()
-        .find_map(|line| line.trim().trim_start_matches("require ").strip_prefix("helm.sh/helm/v3 "))
-        .and_then(|version| version.split(' ').next())
-        .unwrap();
-    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let cache = env::var_os("NODEMESH_KUBE").map(PathBuf::from).unwrap_or_else(|| {
-        env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from).join("nodemesh/kube")
-    });
-    let built = cache.join(format!("helm-{version}/helm"));
-    let on_path =
-        env::var_os("PATH").map(|path| env::split_paths(&path).collect::<Vec<_>>()).unwrap_or_default();
-    let found = std::iter::once(built.clone())
-        .chain(on_path.into_iter().map(|dir| dir.join("helm")))
-        .find(|path| path.is_file());
-    found.unwrap_or_else(|| {
-        panic!(
-            "helm {version} is missing: not at {} and not on PATH; run `cargo xtask setup`, or in tests/kube/helm: \
-             CGO_ENABLED=0 go build -o {} helm.sh/helm/v3/cmd/helm",
-            built.display(),
-            built.display()
-        )
-    })
-}
-
 fn helm_template(arguments: &[&str]) -> Objects {
     let chart = deploy().join("helm/nodemesh");
-    let mut command = Command::new(helm());
+    let mut command = Command::new(mesh_tests::helm::program().unwrap());
     // No cluster is asked; where it would keep its state is nobody's business here.
     // A Helm that was not released by its makers takes the cluster for an ancient one.
     command

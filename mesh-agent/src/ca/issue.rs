@@ -19,8 +19,9 @@ use crate::model::Identity;
 
 /// Requests under way at once; further ones are told to come again.
 pub const REQUESTS_MAX: usize = 256;
-/// How long a request waits for news of a pod: the agent often hears of a new pod a moment before the controller.
-pub const NEWS_WAIT: Duration = Duration::from_secs(2);
+/// How long a request waits for news of a pod before the API server is asked: the agent often hears of a new pod a moment
+/// before the controller.
+pub const NEWS_WAIT: Duration = Duration::from_millis(500);
 /// Largest CSR, bytes of PEM.
 const CSR_MAX_BYTES: usize = 16 * 1024;
 /// Shortest certificate issued: a renewal needs some of its life.
@@ -64,6 +65,8 @@ enum Failure {
     Auth(#[from] AuthError),
     #[error("{0}")]
     Rule(#[from] Refusal),
+    #[error("whether a pod with this identity runs there cannot be asked: {0}")]
+    Pods(String),
     #[error("the identity is on the deny list")]
     Denied,
     #[error("{0}")]
@@ -79,7 +82,7 @@ enum Failure {
 impl Failure {
     fn outcome(&self) -> Outcome {
         match self {
-            Self::Auth(AuthError::Unavailable(_)) | Self::NoSigner => Outcome::Unavailable,
+            Self::Auth(AuthError::Unavailable(_)) | Self::Pods(_) | Self::NoSigner => Outcome::Unavailable,
             Self::Auth(_) => Outcome::Unauthenticated,
             Self::Rule(_) => Outcome::NotAllowed,
             Self::Denied => Outcome::Denied,
@@ -159,20 +162,27 @@ impl Issue {
         Ok(CertificateResponse { cert_chain })
     }
 
-    /// The node rule, tried again while it may only be that news has not come.
-    async fn allowed(&self, caller: &Caller, identity: &Identity) -> Result<(), Refusal> {
+    /// The node rule, tried again while it may only be that news has not come. What the API server says itself is final:
+    /// it knows all that the caller may have heard of.
+    async fn allowed(&self, caller: &Caller, identity: &Identity) -> Result<(), Failure> {
         let mut changes = self.pods.changes();
         let deadline = tokio::time::Instant::now() + NEWS_WAIT;
-        loop {
+        let refusal = loop {
             changes.mark_unchanged();
             let refusal = match self.pods.read(|pods| self.rule.check(caller, identity, pods)) {
                 Err(refusal) if refusal.may_heal() => refusal,
-                decided => return decided,
+                decided => return Ok(decided?),
             };
             match tokio::time::timeout_at(deadline, changes.changed()).await {
                 Ok(Ok(())) => {}
-                _ => return Err(refusal),
+                _ => break refusal,
             }
+        };
+        let Caller::Pod { account, pod, .. } = caller else { return Err(refusal.into()) };
+        match self.pods.ask((&account.namespace, pod), identity.namespace()).await {
+            None => Err(refusal.into()),
+            Some(Err(problem)) => Err(Failure::Pods(problem)),
+            Some(Ok(pods)) => Ok(self.rule.check(caller, identity, &pods)?),
         }
     }
 

@@ -3,14 +3,21 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch_pods};
 use kube::{Api, Client};
 use parking_lot::RwLock;
 use tokio::sync::watch;
+
+/// Longest wait for the API server's answer to one question.
+const ASK_MAX: Duration = Duration::from_secs(5);
+/// A node has no more pods of one namespace than this.
+const ASKED_MAX: u32 = 2000;
 
 /// What is kept of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,11 +93,13 @@ pub struct Pods {
     table: RwLock<PodTable>,
     /// Counts changes; 0 until the first list is complete.
     changes: watch::Sender<u64>,
+    /// Who is asked when the table does not know; none = nobody.
+    client: Option<Client>,
 }
 
 impl Pods {
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self { table: RwLock::default(), changes: watch::channel(0).0 })
+    pub fn new(client: Option<Client>) -> Arc<Self> {
+        Arc::new(Self { table: RwLock::default(), changes: watch::channel(0).0, client })
     }
 
     /// Reads the table.
@@ -108,8 +117,40 @@ impl Pods {
         self.changes.subscribe()
     }
 
+    /// A table of what the API server says this moment of one pod, and of those of a namespace on its node. For what
+    /// the watch does not tell in time: after an outage it is tried again seconds later than the agents' own.
+    /// None = there is nobody to ask.
+    pub async fn ask(
+        &self,
+        (namespace, name): (&str, &str),
+        others: &str,
+    ) -> Option<Result<PodTable, String>> {
+        let client = self.client.clone()?;
+        let asked = async {
+            let mut table = PodTable::default();
+            let list = |namespace: &str, fields: String| {
+                let api = Api::<Pod>::namespaced(client.clone(), namespace);
+                let params = ListParams::default().fields(&fields).limit(ASKED_MAX);
+                async move { api.list(&params).await.map_err(|error| error.to_string()) }
+            };
+            for pod in list(namespace, format!("metadata.name={name}")).await? {
+                apply(&mut table, &pod);
+            }
+            let node = table.get(namespace, name).map(|pod| pod.node.clone()).unwrap_or_default();
+            if !node.is_empty() {
+                for pod in list(others, format!("spec.nodeName={node}")).await? {
+                    apply(&mut table, &pod);
+                }
+            }
+            Ok(table)
+        };
+        let late = |_elapsed| Err("the API server does not answer".to_owned());
+        Some(tokio::time::timeout(ASK_MAX, asked).await.unwrap_or_else(late))
+    }
+
     /// Follows the cluster's pods until dropped. An API server that is gone leaves the table as it is.
-    pub async fn run(self: Arc<Self>, client: Client) {
+    pub async fn run(self: Arc<Self>) {
+        let Some(client) = self.client.clone() else { return };
         let config = watcher::Config::default().any_semantic();
         let stream = watch_pods(Api::<Pod>::all(client), config).default_backoff();
         let mut stream = std::pin::pin!(stream.map_err(|error| error.to_string()));

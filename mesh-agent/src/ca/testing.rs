@@ -51,7 +51,7 @@ impl TestCa {
             authority: Arc::clone(&authority),
             authenticator: Authenticator::fixed(TOKEN),
             rule: NodeRule { trusted: Default::default(), trust_domain: "cluster.local".into() },
-            pods: Pods::new(),
+            pods: Pods::new(None),
             lifetimes: Lifetimes { default: DAY, max: DAY },
             clock: Arc::clone(&clock) as _,
             metrics: Arc::clone(&metrics),

@@ -84,7 +84,7 @@ impl Controller {
             None => Some(client(args.kubeconfig.as_deref(), args.context.as_deref()).await?),
         };
         let authority = Authority::new(args.names());
-        let pods = Pods::new();
+        let pods = Pods::new(client.clone());
         let page = Page::new(Arc::clone(&authority), client.as_ref().map(|_| Arc::clone(&pods)));
         let issue = issue(&args, client.as_ref(), &page, &clock)?;
         let (stop, stopped) = watch::channel(false);
@@ -96,7 +96,7 @@ impl Controller {
         let ca = tokio::spawn(server.run(ended(stopped.clone())));
         tasks.push(tokio::spawn(keep_store(store(&args, client.as_ref(), &authority, &clock)?)));
         let lease = client.map(|client| {
-            tasks.push(tokio::spawn(Arc::clone(&pods).run(client.clone())));
+            tasks.push(tokio::spawn(Arc::clone(&pods).run()));
             let (leading, led) = watch::channel(false);
             page.set_leading(led.clone());
             let id = args.id.clone().unwrap_or_else(host_name);

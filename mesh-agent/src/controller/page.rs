@@ -42,7 +42,7 @@ impl Page {
     }
 
     pub(super) fn pods(&self) -> Arc<Pods> {
-        self.pods.as_ref().map_or_else(Pods::new, Arc::clone)
+        self.pods.as_ref().map_or_else(|| Pods::new(None), Arc::clone)
     }
 
     /// Whether this replica holds the lease.

@@ -3,6 +3,7 @@
 //! Called by `agent::run` once, and by tests.
 
 use std::io::{self, IsTerminal, Write};
+use std::str::FromStr as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -11,12 +12,16 @@ use std::thread::JoinHandle;
 use serde::{Deserialize, Serialize};
 use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Lines that may wait for the terminal or pipe. Beyond it lines are dropped and counted: a log that nobody
 /// reads must not stop traffic.
 pub const LOG_QUEUE_LINES_MAX: usize = 8192;
+
+/// The API client's own target.
+const CLIENT: &str = "kube_client";
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -77,7 +82,14 @@ impl Drop for LogGuard {
 
 /// Starts logging for the whole process.
 pub fn init(format: LogFormat, level: &str) -> Result<LogGuard, LoggingError> {
-    let filter = check_level(level)?;
+    let mut filter = check_level(level)?;
+    if !level.contains(CLIENT) {
+        // It logs each error that it returns; whoever called says what the error means, or that it means nothing.
+        filter = filter.add_directive(
+            Directive::from_str(&format!("{CLIENT}=off"))
+                .map_err(|source| LoggingError::Filter { text: CLIENT.to_owned(), source })?,
+        );
+    }
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let (writer, guard) = start_writer(io::stderr())?;
     match format {

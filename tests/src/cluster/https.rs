@@ -1,4 +1,5 @@
-//! One GET to the API server: what waits poll with, because a kubectl per look would cost more than what it looks at.
+//! One request to the API server: what waits poll with, because a kubectl per look would cost more than what it looks at,
+//! and what a measurement writes with, because it has to know when the answer came.
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -36,6 +37,11 @@ impl Https {
 
     /// Status code and body.
     pub(super) fn get(&self, path: &str) -> Result<(u16, String)> {
+        self.ask("GET", path, None)
+    }
+
+    /// The same of any verb; with a content type and a body if there is something to send.
+    pub(super) fn ask(&self, verb: &str, path: &str, content: Option<(&str, &str)>) -> Result<(u16, String)> {
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
         let stream = TcpStream::connect_timeout(&to, IO_DEADLINE).context("connecting to the API server")?;
         stream.set_read_timeout(Some(IO_DEADLINE)).context("cannot set a deadline")?;
@@ -46,8 +52,12 @@ impl Https {
         // HTTP/1.0: the answer ends with the connection.
         write!(
             stream,
-            "GET {path} HTTP/1.0\r\nHost: {to}\r\nAuthorization: Bearer {}\r\nAccept: application/json\r\n\r\n",
-            self.token
+            "{verb} {path} HTTP/1.0\r\nHost: {to}\r\nAuthorization: Bearer {}\r\nAccept: application/json\r\n{}",
+            self.token,
+            content.map_or("\r\n".to_owned(), |(kind, body)| format!(
+                "Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            ))
         )
         .with_context(|| format!("asking the API server for {path}"))?;
         let mut answer = Vec::new();

@@ -1,166 +1,81 @@
 //! The mesh as its users run it: the shipped manifests and image on a real cluster of two nodes.
 //!
-//! One cluster for all steps: a step that fails says which one it was.
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+//! A test is one cluster and many steps: a step that fails says which one it was. Tests run side by side.
+mod authority;
+mod dry_run;
+mod join;
+mod late;
+mod mesh;
+mod names;
+mod policy;
+mod rights;
+mod traffic;
+mod workloads;
+
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use mesh_tests::{Cluster, agent};
+use anyhow::{Context, Result};
 
-const SOON: Duration = Duration::from_secs(60);
-const APP: &str = "nodemesh-test-app";
-const SHOP: &str = include_str!("shop.yaml");
-const STRICT: &str = include_str!("strict.yaml");
-const NEW_POD: &str = include_str!("new-pod.yaml");
+use crate::mesh::Mesh;
+use crate::traffic::Traffic;
 
-struct Mesh {
-    cluster: Cluster,
-}
+/// How long there is no API server.
+const AWAY: Duration = Duration::from_secs(60);
 
 /// Installed from what is shipped, the mesh takes in running pods by their namespace's label without a restart, probes
-/// of STRICT pods pass, a new pod's first packet is in the mesh, and uninstalled it leaves pods connected and no trace.
+/// of STRICT pods pass, a new pod's first packet is in the mesh, every name and address leads where it did, policies
+/// are in force at once, and uninstalled it leaves pods connected and no trace.
 #[test]
 fn a_namespace_joins_and_leaves_the_mesh_on_a_real_cluster() -> Result<()> {
-    let mesh = Mesh { cluster: Cluster::start()? };
-    let step = |name: &str, done: Result<()>| done.with_context(|| format!("step: {name}"));
-    step("pods run without a mesh, in clear", mesh.in_clear("before-the-mesh"))?;
-    step("the mesh is installed", mesh.install())?;
-    step("without the label nothing changes", mesh.on_the_link("unlabelled", true))?;
-    step("with it running pods talk by mutual TLS", mesh.enrolled())?;
-    step("probes of STRICT pods pass, and strangers do not", mesh.strict())?;
-    step("a new pod's first packet is in the mesh", mesh.new_pod())?;
-    step("without the label they talk in clear again", mesh.left())?;
-    step("nothing is left of the mesh", mesh.uninstall())
+    let mesh = Mesh::boot()?;
+    mesh.step("pods run without a mesh, in clear", join::in_clear)?;
+    mesh.step("the mesh is installed", |mesh| mesh.install(&["--crds"]))?;
+    mesh.step("without the label nothing changes", join::unlabelled)?;
+    mesh.step("with it running pods talk by mutual TLS", join::enrolled)?;
+    mesh.step("probes of STRICT pods pass, and strangers do not", join::strict)?;
+    mesh.step("a new pod's first packet is in the mesh", join::new_pod)?;
+    mesh.step("pods for names and addresses", names::start)?;
+    mesh.step("ClusterIP by CoreDNS name", names::cluster_ip)?;
+    mesh.step("a headless Service", names::headless)?;
+    mesh.step("a pod's own Service", names::hairpin)?;
+    mesh.step("a NodePort from outside", names::node_port)?;
+    mesh.step("the API server from inside", names::api_server)?;
+    mesh.step("probes of every kind", workloads::probes)?;
+    mesh.step("a Job ends", workloads::job)?;
+    mesh.step("init containers talk", workloads::init_containers)?;
+    mesh.step("a container starts again in place", workloads::restart_in_place)?;
+    mesh.step("pods for policies", policy::start)?;
+    mesh.step("a PeerAuthentication is in force", policy::peer_authentication)?;
+    mesh.step("an AuthorizationPolicy is in force", policy::authorization_policy)?;
+    mesh.step("without the label pods talk in clear again", join::left)?;
+    mesh.step("nothing is left of the mesh", join::uninstall)
 }
 
-impl Mesh {
-    fn agent(&self, words: &[&str]) -> Result<String> {
-        let mut command = Command::new(agent::binary()?);
-        command.args(words).env("KUBECONFIG", self.cluster.admin_kubeconfig());
-        let output = command.output()?;
-        let (said, problem) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "mesh-agent {words:?}: {}: {said}{problem}", output.status);
-        Ok(said.into_owned())
-    }
-
-    /// From the pod `client` of `shop`, on node-a, to the Service `web`, whose pod is on node-b.
-    fn get(&self, path: &str) -> Result<String> {
-        let url = format!("http://web/{path}");
-        self.cluster.kubectl(&["exec", "-n", "shop", "client", "--", APP, "get", &url])
-    }
-
-    /// The request arrives from the client's own address; on the link between the nodes it is seen in clear or not.
-    fn on_the_link(&self, marker: &str, clear: bool) -> Result<()> {
-        let sniffer = self.cluster.sniff()?;
-        let said = self.get(marker)?;
-        let seen = sniffer.stop()?;
-        let client = ["get", "pod", "-n", "shop", "client", "-o", "jsonpath={.status.podIP}"];
-        let client = self.cluster.kubectl(&client)?;
-        ensure!(
-            said.contains(&format!("client={}:", client.trim())),
-            "the server saw another client: {said}"
-        );
-        ensure!(seen.saw(marker.as_bytes()) == clear, "in clear on the link: {}", !clear);
-        ensure!(clear || seen.tcp_to(15008), "no tunnel on the link");
-        Ok(())
-    }
-
-    fn in_clear(&self, marker: &str) -> Result<()> {
-        self.cluster.apply(SHOP)?;
-        self.cluster.wait_ready("shop", "", 2)?;
-        self.cluster.wait("kube-proxy to know the Service", SOON, || Ok(self.get("").is_ok()))?;
-        self.on_the_link(marker, true)
-    }
-
-    fn install(&self) -> Result<()> {
-        let archive = image()?;
-        self.cluster.load_image(&fs::read(&archive).with_context(|| {
-            format!("no image at {}; `cargo xtask image --dev` packs it", archive.display())
-        })?)?;
-        self.cluster.apply(&self.agent(&["install", "--crds"])?)?;
-        self.cluster.wait_ready("nodemesh-system", "app=nodemesh-controller", 2)?;
-        self.cluster.wait_ready("nodemesh-system", "app=nodemesh-agent", 2)
-    }
-
-    fn label(&self, enrolled: bool) -> Result<()> {
-        let label = if enrolled { "nodemesh.io/mesh=enabled" } else { "nodemesh.io/mesh-" };
-        self.cluster.kubectl(&["label", "namespace", "shop", label])?;
-        let wanted = if enrolled { 2 } else { 0 };
-        self.cluster.wait("the pods to be captured, or to be so no more", SOON, || {
-            let all: serde_json::Value =
-                serde_json::from_str(&self.agent(&["workloads", "--cluster", "-o", "json"])?)?;
-            Ok(all.to_string().matches("\"captured\"").count() == wanted)
-        })?;
-        Ok(())
-    }
-
-    fn enrolled(&self) -> Result<()> {
-        self.label(true)?;
-        self.on_the_link("in-the-mesh", false)?;
-        let restarts = ["get", "pods", "-n", "shop", "-o"];
-        let restarts = self.cluster.kubectl(
-            &[&restarts[..], &["jsonpath={.items[*].status.containerStatuses[*].restartCount}"]].concat(),
-        )?;
-        ensure!(restarts.split_whitespace().all(|count| count == "0"), "pods were restarted: {restarts}");
-        Ok(())
-    }
-
-    fn strict(&self) -> Result<()> {
-        self.cluster.apply(STRICT)?;
-        self.cluster.wait("a pod outside the mesh to be refused", SOON, || {
-            let outside = ["exec", "-n", "outside", "stranger", "--", APP, "get", "http://web.shop/"];
-            Ok(self.cluster.kubectl(&outside).is_err())
-        })?;
-        self.on_the_link("strict", false)?;
-        // Longer than a failing readiness probe takes to show: it asks every second and gives up after three.
-        std::thread::sleep(Duration::from_secs(5));
-        self.cluster.wait_ready("shop", "", 2)
-    }
-
-    /// The pod's only process asks a STRICT pod at once, and ends with what became of it.
-    fn new_pod(&self) -> Result<()> {
-        self.cluster.apply(NEW_POD)?;
-        self.cluster.wait("the new pod's only request to be answered", SOON, || {
-            let phase = ["get", "pod", "-n", "shop", "new", "-o", "jsonpath={.status.phase}"];
-            match self.cluster.kubectl(&phase)?.trim() {
-                "Succeeded" => Ok(true),
-                "Failed" => bail!("it failed: {}", self.cluster.kubectl(&["logs", "-n", "shop", "new"])?),
-                _ => Ok(false),
-            }
-        })?;
-        Ok(())
-    }
-
-    fn left(&self) -> Result<()> {
-        self.cluster.kubectl(&["delete", "peerauthentication", "-n", "shop", "default"])?;
-        self.label(false)?;
-        self.on_the_link("left-the-mesh", true)
-    }
-
-    fn uninstall(&self) -> Result<()> {
-        self.agent(&["uninstall", "--crds"])?;
-        for node in [0, 1] {
-            let left = self.cluster.exec_in_node(
-                node,
-                &[
-                    "sh",
-                    "-c",
-                    "ls -d /sys/fs/bpf/nodemesh /opt/cni/bin/nodemesh-cni 2>/dev/null; \
-                                grep -l nodemesh-cni /etc/cni/net.d/* 2>/dev/null; true",
-                ],
-            )?;
-            ensure!(left.trim().is_empty(), "left on node {node}: {left}");
-        }
-        self.on_the_link("after-the-mesh", true)
-    }
+/// Installed before Istio's kinds, the mesh takes them up when they come. Under steady traffic agents are killed, replaced
+/// and drained, and the API server is away, without one failed new connection; afterwards new pods get certificates. A
+/// killed node's pods come back into the mesh.
+#[test]
+fn traffic_outlives_agents_nodes_and_the_api_server() -> Result<()> {
+    let mesh = Mesh::boot()?;
+    mesh.step("the mesh is installed without CRDs", |mesh| mesh.install(&[]))?;
+    mesh.step("pods join where there are no CRDs", late::without_crds)?;
+    mesh.step("the CRDs are installed later", late::crds)?;
+    mesh.step("what `kubectl describe` tells of policies", late::describe)?;
+    let traffic = Traffic::start(&mesh).context("traffic to both nodes")?;
+    mesh.step("agents are killed", |_| traffic.agent_killed())?;
+    mesh.step("agents are replaced by a rollout", |_| traffic.rollout())?;
+    mesh.step("a node is drained of its agent", |_| traffic.drained())?;
+    mesh.step("the API server is away", |_| traffic.no_api_server(AWAY))?;
+    mesh.step("a node is killed and boots again", |_| traffic.node_killed())
 }
 
-/// Where `cargo xtask image --dev` leaves it; `cargo xtask test` calls that first.
-fn image() -> Result<PathBuf> {
-    let program = agent::binary()?;
-    let target = program.ancestors().nth(2).unwrap_or(Path::new("target"));
-    Ok(target.join(format!("image/mesh-agent-{}-dev.tar", env!("CARGO_PKG_VERSION"))))
+/// What is shipped is what an API server takes. The CA refuses whom it must. The agent needs each right that it is given.
+#[test]
+fn every_right_is_needed() -> Result<()> {
+    let mesh = Mesh::boot()?;
+    mesh.step("a server-side dry run of what is shipped", dry_run::deploy)?;
+    mesh.step("the mesh is installed on one node", rights::install_on_node_a)?;
+    mesh.step("the CA refuses", authority::refusals)?;
+    mesh.step("RBAC rules of the agent", rights::rules::each_is_needed)?;
+    mesh.step("capabilities of the agent", rights::capabilities::each_is_needed)
 }

@@ -12,7 +12,7 @@ const STEP: Duration = Duration::from_millis(100);
 const NO_NAME: u8 = 6;
 const NO_CONNECTION: u8 = 7;
 const BAD_STATUS: u8 = 22;
-const BROKEN: u8 = 56;
+pub(crate) const BROKEN: u8 = 56;
 
 pub(crate) fn resolve(name: &str) -> Result<(), Failure> {
     for address in addresses(name)? {
@@ -73,7 +73,7 @@ pub(crate) fn hold(to: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn connect(authority: &str, default: u16) -> Result<TcpStream, Failure> {
+pub(crate) fn connect(authority: &str, default: u16) -> Result<TcpStream, Failure> {
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !host.ends_with(':') && !port.contains(']') => {
             (host, port.parse().map_err(|error| Failure::new(2, format!("port {port}: {error}")))?)

@@ -25,7 +25,7 @@ pub(crate) fn echo(port: u16) -> Result<(), Failure> {
     })
 }
 
-fn each_connection(port: u16, work: fn(TcpStream)) -> Result<(), Failure> {
+pub(crate) fn each_connection(port: u16, work: fn(TcpStream)) -> Result<(), Failure> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
         .map_err(|error| Failure::new(1, format!("cannot listen on {port}: {error}")))?;
     println!("listening on {port}");

@@ -3,8 +3,10 @@
 //! Only the standard library, so that `build.rs` can link it statically by itself. Names are looked up by code of its
 //! own: the C library's resolver wants to load parts of itself, which a static program in an empty image cannot.
 mod client;
+mod grpc;
 mod http;
 mod resolve;
+mod traffic;
 
 use std::process::ExitCode;
 use std::thread;
@@ -15,6 +17,9 @@ const USAGE: &str = "usage: nodemesh-test-app VERB
   echo [PORT]          TCP: sends back what it receives
   get URL [HEADER...]  one request; prints the body; exit code 6: no such name, 7: no connection, 22: status 400 or more
   hold HOST:PORT       a line to an echo ten times a second; prints each answer, ends with the connection
+  grpc [PORT]          a gRPC server that answers its health check
+  traffic MS TO...     a new connection to each echo every MS milliseconds; says how many were good and which failed
+  watch HOST:PORT      new connections to an echo, one after the other; says when they begin or cease to be refused
   resolve NAME         prints addresses, one a line
   sleep [SECONDS]      does nothing
   pause                does nothing, forever
@@ -47,6 +52,9 @@ fn main() -> ExitCode {
     let done = match (words.first().map(String::as_str), first) {
         (Some("serve"), _) => port().and_then(http::serve),
         (Some("echo"), _) => port().and_then(http::echo),
+        (Some("grpc"), _) => port().and_then(grpc::health),
+        (Some("traffic"), Some(every)) => traffic::steady(every, &rest[1..]),
+        (Some("watch"), Some(to)) => traffic::watch(to),
         (Some("get"), Some(url)) => client::get(url, &rest[1..]),
         (Some("hold"), Some(to)) => client::hold(to),
         (Some("resolve"), Some(name)) => client::resolve(name),
