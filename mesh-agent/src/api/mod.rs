@@ -2,6 +2,7 @@
 //! the labels and annotations that Nodemesh reads. Owns shapes only: meaning is given by `compile`.
 //! Called by `compile`, and by the cluster source and CRD generation later.
 
+pub mod gateway;
 pub mod istio;
 pub mod names;
 

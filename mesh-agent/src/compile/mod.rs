@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::api::gateway;
 use crate::api::istio::mesh::MeshConfig;
 use crate::api::istio::{install, security};
 use crate::api::names::{MESH_CONFIG_MAP, SYSTEM_NAMESPACE};
@@ -30,7 +31,9 @@ mod typed;
 mod values;
 
 pub use diagnostic::{Diagnostic, Severity};
-pub use traffic::{DestinationRuleFacts, VirtualServiceFacts};
+pub use traffic::{
+    DestinationRuleFacts, RouteFacts, ServiceEntryFacts, VirtualServiceFacts, WorkloadEntryFacts,
+};
 
 /// What every object is compiled against.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -66,6 +69,10 @@ pub enum Kind {
     AuthorizationPolicy,
     VirtualService,
     DestinationRule,
+    HttpRoute,
+    GrpcRoute,
+    ServiceEntry,
+    WorkloadEntry,
     /// The mesh-wide settings: ConfigMap `nodemesh`, or an IstioOperator's `meshConfig`.
     MeshConfig,
 }
@@ -82,6 +89,10 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
             Self::MeshConfig => "MeshConfig",
         }
     }
@@ -123,6 +134,9 @@ pub enum Object {
     AuthorizationPolicy(AuthzPolicy),
     VirtualService(Box<VirtualServiceFacts>),
     DestinationRule(Box<DestinationRuleFacts>),
+    Route(Box<RouteFacts>),
+    ServiceEntry(Box<ServiceEntryFacts>),
+    WorkloadEntry(Box<WorkloadEntryFacts>),
     MeshConfig(Box<MeshFacts>),
 }
 
@@ -267,6 +281,10 @@ fn one(context: &Context<'_>, value: &Value, out: &mut Compiled) {
         ("discovery.k8s.io", "EndpointSlice") => service::slice(&head, value, out),
         (_, "VirtualService") => traffic::virtual_service(&head, value, out),
         (_, "DestinationRule") => traffic::destination_rule(&head, value, out),
+        (_, "ServiceEntry") => traffic::service_entry(&head, value, out),
+        (_, "WorkloadEntry") => traffic::workload_entry(&head, value, out),
+        (gateway::GROUP, "HTTPRoute") => traffic::gateway::http(&head, value, out),
+        (gateway::GROUP, "GRPCRoute") => traffic::gateway::grpc(&head, value, out),
         (security::GROUP, kind) if kind != "RequestAuthentication" => authz::unknown_kind(&head, value, out),
         _ => out.diagnostics.push(unread(&head, value)),
     }

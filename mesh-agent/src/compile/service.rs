@@ -108,7 +108,7 @@ fn is_tcp(protocol: Option<&str>) -> bool {
 }
 
 /// `appProtocol`, else the port name up to its first dash (Istio's protocol selection).
-fn protocol(app_protocol: Option<&str>, port_name: &str) -> AppProtocol {
+pub(super) fn protocol(app_protocol: Option<&str>, port_name: &str) -> AppProtocol {
     let word = app_protocol.unwrap_or_else(|| port_name.split('-').next().unwrap_or_default());
     match word.to_ascii_lowercase().as_str() {
         "http" | "kubernetes.io/ws" => AppProtocol::Http,

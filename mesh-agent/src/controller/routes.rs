@@ -1,36 +1,54 @@
-//! Gateway API routes attached to a Service: this version does not read them yet, and their status says so instead of
-//! leaving an author to wonder. Owns: the entries of `status.parents` that carry our controller's name. Pure.
+//! What becomes of a Gateway API route that is attached to a Service, written into its status: whether it is accepted
+//! (`compile` understands all of it and the parent is there) and whether its backends can be reached by it. Owns: the
+//! entries of `status.parents` that carry our controller's name. Pure: the cluster's Services come in.
 //! Called by `status`.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::status::{findings, text};
 use crate::ca::store::FIELD_MANAGER;
+use crate::compile::{MeshSettings, Severity};
 
 /// Entries that `status.parents` may have (Gateway API, RouteStatus).
 const PARENTS_MAX: usize = 32;
-const MESSAGE: &str =
-    "this version of Nodemesh does not read routes; connections to the Service go to its own endpoints";
+/// Longest condition message, bytes (as metav1.Condition).
+const MESSAGE_MAX_BYTES: usize = 32 * 1024;
+
+/// Namespace and name of every Service, with the numbers and names of its ports.
+pub(super) type Services = BTreeMap<(String, String), Vec<(i64, String)>>;
+
+/// A condition: status, reason, message.
+type Condition = (&'static str, &'static str, String);
 
 /// The merge patch that makes the status say what holds; none where it does already.
-pub(super) fn patch(object: &Value, now: &str) -> Option<Value> {
+pub(super) fn patch(mesh: &MeshSettings, services: &Services, object: &Value, now: &str) -> Option<Value> {
     let generation = object.pointer("/metadata/generation").cloned().unwrap_or_default();
     let before = list(object, "/status/parents");
     let ours = |entry: &Value| entry["controllerName"] == FIELD_MANAGER;
     let mut after: Vec<Value> = before.iter().filter(|entry| !ours(entry)).cloned().collect();
+    let understood = understood(mesh, object);
+    let resolved = resolved(services, object);
     for parent in list(object, "/spec/parentRefs").iter().filter(|parent| is_service(parent)) {
         let old = before.iter().find(|entry| ours(entry) && entry["parentRef"] == *parent);
-        let since = old
-            .and_then(|old| old.pointer("/conditions/0/lastTransitionTime"))
-            .filter(|time| time.is_string())
-            .cloned();
+        let accepted = understood.clone().or_else(|| parent_fault(services, object, parent));
+        let accepted = accepted.unwrap_or(("True", "Accepted", "in force".to_owned()));
+        let conditions: Vec<Value> = [("Accepted", &accepted), ("ResolvedRefs", &resolved)]
+            .into_iter()
+            .map(|(kind, (status, reason, message))| {
+                let was = old.into_iter().flat_map(|old| list(old, "/conditions"));
+                let was = was.into_iter().find(|one| one["type"] == kind && one["status"] == *status);
+                let since = was.map(|one| one["lastTransitionTime"].clone()).filter(Value::is_string);
+                json!({
+                    "type": kind, "status": status, "reason": reason, "message": message,
+                    "observedGeneration": generation, "lastTransitionTime": since.unwrap_or_else(|| json!(now)),
+                })
+            })
+            .collect();
         if after.len() < PARENTS_MAX {
             after.push(json!({
-                "parentRef": parent,
-                "controllerName": FIELD_MANAGER,
-                "conditions": [{
-                    "type": "Accepted", "status": "False", "reason": "UnsupportedValue", "message": MESSAGE,
-                    "observedGeneration": generation, "lastTransitionTime": since.unwrap_or_else(|| json!(now)),
-                }],
+                "parentRef": parent, "controllerName": FIELD_MANAGER, "conditions": conditions,
             }));
         }
     }
@@ -42,6 +60,64 @@ pub(super) fn patch(object: &Value, now: &str) -> Option<Value> {
             "status": {"parents": after},
         })
     })
+}
+
+/// Why the route cannot be in force as it is written; none = it can.
+fn understood(mesh: &MeshSettings, object: &Value) -> Option<Condition> {
+    let findings = findings(mesh, object);
+    let unread = matches!(object["kind"].as_str(), Some("TCPRoute" | "TLSRoute"));
+    let errors: Vec<String> =
+        findings.iter().filter(|finding| unread || finding.severity == Severity::Error).map(text).collect();
+    let message = super::status::cut(&errors.join("\n"), MESSAGE_MAX_BYTES);
+    (!errors.is_empty()).then_some(("False", "UnsupportedValue", message))
+}
+
+fn own_namespace(object: &Value) -> &str {
+    object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn named<'a>(services: &'a Services, own: &str, reference: &Value) -> Option<&'a Vec<(i64, String)>> {
+    let namespace = reference["namespace"].as_str().filter(|name| !name.is_empty()).unwrap_or(own);
+    services.get(&(namespace.to_owned(), reference["name"].as_str()?.to_owned()))
+}
+
+fn parent_fault(services: &Services, object: &Value, parent: &Value) -> Option<Condition> {
+    let fault = |message: String| Some(("False", "NoMatchingParent", message));
+    let name = parent["name"].as_str().unwrap_or_default();
+    let Some(ports) = named(services, own_namespace(object), parent) else {
+        return fault(format!("Service {name} does not exist"));
+    };
+    let matching = |(number, port): &&(i64, String)| {
+        parent["port"].as_i64().is_none_or(|wanted| wanted == *number)
+            && parent["sectionName"].as_str().is_none_or(|wanted| wanted == port)
+    };
+    if ports.iter().any(|port| matching(&port)) {
+        return None;
+    }
+    fault(format!("Service {name} has no such port"))
+}
+
+/// The first backend that is not there decides what is said.
+fn resolved(services: &Services, object: &Value) -> Condition {
+    for rule in list(object, "/spec/rules") {
+        let mirrors = list(&rule, "/filters").into_iter();
+        let mirrors = mirrors.filter_map(|filter| filter.pointer("/requestMirror/backendRef").cloned());
+        for backend in list(&rule, "/backendRefs").into_iter().chain(mirrors) {
+            let name = backend["name"].as_str().unwrap_or_default();
+            let kind = backend["kind"].as_str().unwrap_or("Service");
+            if kind != "Service" || !matches!(backend["group"].as_str(), None | Some("" | "core")) {
+                return ("False", "InvalidKind", format!("{kind} {name} is not a Service"));
+            }
+            let Some(ports) = named(services, own_namespace(object), &backend) else {
+                return ("False", "BackendNotFound", format!("Service {name} does not exist"));
+            };
+            if !ports.iter().any(|(number, _)| backend["port"].as_i64() == Some(*number)) {
+                let port = &backend["port"];
+                return ("False", "BackendNotFound", format!("Service {name} has no port {port}"));
+            }
+        }
+    }
+    ("True", "ResolvedRefs", "every backend exists".to_owned())
 }
 
 /// A route of a mesh, not of a gateway (GEP-1294).
@@ -60,30 +136,58 @@ mod tests {
     fn route() -> Value {
         json!({
             "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
-            "metadata": {"generation": 4, "resourceVersion": "9"},
-            "spec": {"parentRefs": [
-                {"group": "", "kind": "Service", "name": "web", "port": 80},
-                {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge"},
-            ]},
+            "metadata": {"name": "r", "namespace": "shop", "generation": 4, "resourceVersion": "9"},
+            "spec": {
+                "parentRefs": [
+                    {"group": "", "kind": "Service", "name": "web", "port": 80},
+                    {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge"},
+                ],
+                "rules": [{"backendRefs": [{"name": "web-v2", "port": 80}]}],
+            },
             "status": {"parents": [{"controllerName": "example.com/edge", "parentRef": {"name": "edge"}}]},
         })
     }
 
+    fn services(names: &[&str]) -> Services {
+        let one = |name: &&str| (("shop".to_owned(), (*name).to_owned()), vec![(80, "http".to_owned())]);
+        names.iter().map(one).collect()
+    }
+
+    fn at(object: &Value, names: &[&str], now: &str) -> Option<Value> {
+        patch(&MeshSettings::default(), &services(names), object, now)
+    }
+
+    /// `STATUS REASON` of both conditions of our entry, which is the last.
+    fn judged(object: &Value, names: &[&str]) -> [String; 2] {
+        let patch = at(object, names, "2026-01-01T00:00:00Z").unwrap();
+        let entry = patch["status"]["parents"].as_array().unwrap().last().unwrap().clone();
+        let text = |index: usize| {
+            let one = &entry["conditions"][index];
+            format!("{} {}", one["status"].as_str().unwrap(), one["reason"].as_str().unwrap())
+        };
+        [text(0), text(1)]
+    }
+
     #[test]
-    fn a_service_s_route_is_not_accepted_and_a_gateway_s_is_left_to_its_own_controller() {
+    fn a_service_s_route_is_accepted_and_a_gateway_s_is_left_to_its_own_controller() {
         let mut route = route();
-        let first = patch(&route, "2026-01-01T00:00:00Z").unwrap();
+        let first = at(&route, &["web", "web-v2"], "2026-01-01T00:00:00Z").unwrap();
         let parents = first["status"]["parents"].as_array().unwrap();
         assert_eq!(parents.len(), 2);
         assert_eq!(parents[0]["controllerName"], "example.com/edge");
         assert_eq!(parents[1]["parentRef"]["name"], "web");
-        assert_eq!(parents[1]["conditions"][0]["reason"], "UnsupportedValue");
+        assert_eq!(parents[1]["conditions"][0]["reason"], "Accepted");
+        assert_eq!(parents[1]["conditions"][1]["reason"], "ResolvedRefs");
         assert_eq!(parents[1]["conditions"][0]["observedGeneration"], 4);
 
         route["status"] = first["status"].clone();
-        assert_eq!(patch(&route, "2026-02-02T00:00:00Z"), None, "written once");
+        assert_eq!(at(&route, &["web", "web-v2"], "2026-02-02T00:00:00Z"), None, "written once");
+        let lost = at(&route, &["web"], "2026-02-02T00:00:00Z").unwrap();
+        let conditions = &lost["status"]["parents"][1]["conditions"];
+        assert_eq!(conditions[0]["lastTransitionTime"], "2026-01-01T00:00:00Z", "it did not change");
+        assert_eq!(conditions[1]["lastTransitionTime"], "2026-02-02T00:00:00Z");
         route["spec"]["parentRefs"].as_array_mut().unwrap().remove(0);
-        let gone = patch(&route, "2026-02-02T00:00:00Z").unwrap();
+        let gone = at(&route, &["web", "web-v2"], "2026-02-02T00:00:00Z").unwrap();
         assert_eq!(
             gone["status"]["parents"].as_array().unwrap().len(),
             1,
@@ -92,9 +196,44 @@ mod tests {
     }
 
     #[test]
+    fn the_reasons_are_those_of_the_specification() {
+        let all = ["web", "web-v2"];
+        assert_eq!(judged(&route(), &all), ["True Accepted", "True ResolvedRefs"]);
+        assert_eq!(judged(&route(), &["web"]), ["True Accepted", "False BackendNotFound"]);
+        assert_eq!(judged(&route(), &["web-v2"]), ["False NoMatchingParent", "True ResolvedRefs"]);
+        let with = |pointer: &str, value: Value| {
+            let mut route = route();
+            *route.pointer_mut(pointer).unwrap() = value;
+            judged(&route, &all)
+        };
+        assert_eq!(
+            with("/spec/parentRefs/0/port", json!(81)),
+            ["False NoMatchingParent", "True ResolvedRefs"]
+        );
+        assert_eq!(
+            with("/spec/rules/0/backendRefs/0", json!({"kind": "Bucket", "name": "b"})),
+            ["True Accepted", "False InvalidKind"]
+        );
+        assert_eq!(
+            with("/spec/rules/0/backendRefs/0/port", json!(81)),
+            ["True Accepted", "False BackendNotFound"]
+        );
+        assert_eq!(
+            with(
+                "/spec/rules/0",
+                json!({"filters": [{"type": "ExtensionRef", "extensionRef": {"group": "a", "kind": "b", "name": "c"}}]})
+            ),
+            ["False UnsupportedValue", "True ResolvedRefs"]
+        );
+        let mut tcp = route();
+        tcp["kind"] = json!("TCPRoute");
+        assert_eq!(judged(&tcp, &all)[0], "False UnsupportedValue");
+    }
+
+    #[test]
     fn a_gateway_s_route_gets_nothing_from_us() {
         let mut route = route();
         route["spec"]["parentRefs"].as_array_mut().unwrap().remove(0);
-        assert_eq!(patch(&route, "2026-01-01T00:00:00Z"), None);
+        assert_eq!(at(&route, &["web"], "2026-01-01T00:00:00Z"), None);
     }
 }

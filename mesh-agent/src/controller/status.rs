@@ -5,10 +5,11 @@
 //!
 //! A status that already says the same is left alone, so a new leader writes nothing and repeats no Event.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::core::v1::{ObjectReference, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
 use kube::runtime::events::{Event as Note, EventType, Recorder, Reporter};
@@ -16,9 +17,10 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch_objects};
 use kube::{Api, Client, Resource as _};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
-use super::routes;
-use crate::api::istio::security;
+use super::routes::{self, Services};
+use crate::api::istio::{networking, security};
 use crate::ca::store::FIELD_MANAGER;
 use crate::compile::{self, Context, Diagnostic, MeshSettings, Origin, Severity};
 
@@ -54,9 +56,13 @@ pub enum Form {
 }
 
 /// The kinds that get a status.
-pub const KINDS: [Kind; 6] = [
+pub const KINDS: [Kind; 10] = [
     policy("PeerAuthentication", "peerauthentications"),
     policy("AuthorizationPolicy", "authorizationpolicies"),
+    traffic("VirtualService", "virtualservices"),
+    traffic("DestinationRule", "destinationrules"),
+    traffic("ServiceEntry", "serviceentries"),
+    traffic("WorkloadEntry", "workloadentries"),
     route("HTTPRoute", "httproutes"),
     route("GRPCRoute", "grpcroutes"),
     route("TCPRoute", "tcproutes"),
@@ -65,6 +71,10 @@ pub const KINDS: [Kind; 6] = [
 
 const fn policy(kind: &'static str, plural: &'static str) -> Kind {
     Kind { group: security::GROUP, kind, plural, versions: &security::VERSIONS, form: Form::Policy }
+}
+
+const fn traffic(kind: &'static str, plural: &'static str) -> Kind {
+    Kind { group: networking::GROUP, kind, plural, versions: &networking::VERSIONS, form: Form::Policy }
 }
 
 const fn route(kind: &'static str, plural: &'static str) -> Kind {
@@ -77,6 +87,8 @@ pub struct StatusWriter {
     client: Client,
     recorder: Recorder,
     mesh: MeshSettings,
+    /// None until they have all been read.
+    services: watch::Sender<Option<Services>>,
 }
 
 /// A condition that is to hold.
@@ -91,12 +103,41 @@ pub struct Wanted {
 impl StatusWriter {
     pub fn new(client: Client, instance: String, mesh: MeshSettings) -> Self {
         let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(instance) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, mesh }
+        let services = watch::Sender::new(None);
+        Self { recorder: Recorder::new(client.clone(), reporter), client, mesh, services }
     }
 
     /// Follows every kind until dropped.
     pub async fn run(&self) {
-        futures_util::future::join_all(KINDS.iter().map(|kind| self.follow(*kind))).await;
+        let kinds = futures_util::future::join_all(KINDS.iter().map(|kind| self.follow(*kind)));
+        tokio::join!(kinds, self.follow_services());
+    }
+
+    /// What routes may refer to.
+    async fn follow_services(&self) {
+        let api: Api<Service> = Api::all(self.client.clone());
+        let mut stream = std::pin::pin!(watch_objects(api, watcher::Config::default()).default_backoff());
+        let mut listed = Services::new();
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(Event::Init) => listed.clear(),
+                Ok(Event::InitApply(service)) => drop(listed.insert(named(&service), ports(&service))),
+                Ok(Event::InitDone) => {
+                    self.services.send_replace(Some(std::mem::take(&mut listed)));
+                }
+                Ok(Event::Apply(service)) => self.change_services(|known| {
+                    known.insert(named(&service), ports(&service)) != Some(ports(&service))
+                }),
+                Ok(Event::Delete(service)) => {
+                    self.change_services(|known| known.remove(&named(&service)).is_some());
+                }
+                Err(error) => tracing::warn!(%error, "Services cannot be watched; routes' statuses wait"),
+            }
+        }
+    }
+
+    fn change_services(&self, change: impl FnOnce(&mut Services) -> bool) {
+        self.services.send_if_modified(|known| known.as_mut().is_some_and(change));
     }
 
     /// Follows one kind. CRDs may come and go.
@@ -132,10 +173,33 @@ impl StatusWriter {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
         let stream = watch_objects(api, watcher::Config::default()).default_backoff();
         let mut stream = std::pin::pin!(stream);
-        while let Some(event) = stream.next().await {
+        let mut services = self.services.subscribe();
+        // Routes are looked at again when a Service comes or goes.
+        let mut known: BTreeMap<(Option<String>, Option<String>), DynamicObject> = BTreeMap::new();
+        loop {
+            let event = tokio::select! {
+                event = stream.next() => event,
+                changed = services.changed(), if form == Form::Route => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    for object in known.values() {
+                        self.object(resource, form, object).await;
+                    }
+                    continue;
+                }
+            };
+            let Some(event) = event else { return };
             match event {
                 Ok(Event::Apply(object) | Event::InitApply(object)) => {
-                    self.object(resource, form, object).await
+                    self.object(resource, form, &object).await;
+                    if form == Form::Route {
+                        let key = (object.metadata.namespace.clone(), object.metadata.name.clone());
+                        known.insert(key, object);
+                    }
+                }
+                Ok(Event::Delete(object)) => {
+                    drop(known.remove(&(object.metadata.namespace, object.metadata.name)));
                 }
                 Ok(_) => {}
                 Err(error) => {
@@ -151,14 +215,18 @@ impl StatusWriter {
         }
     }
 
-    async fn object(&self, resource: &ApiResource, form: Form, object: DynamicObject) {
-        let Ok(mut value) = serde_json::to_value(&object) else { return };
+    async fn object(&self, resource: &ApiResource, form: Form, object: &DynamicObject) {
+        let Ok(mut value) = serde_json::to_value(object) else { return };
         // A list's items come without them.
         value["apiVersion"] = json!(resource.api_version);
         value["kind"] = json!(resource.kind);
         let now = Timestamp::now().to_string();
         let (patch, findings) = match form {
-            Form::Route => (routes::patch(&value, &now), Vec::new()),
+            Form::Route => {
+                let services = self.services.borrow();
+                let Some(services) = services.as_ref() else { return };
+                (routes::patch(&self.mesh, services, &value, &now), Vec::new())
+            }
             Form::Policy => {
                 let findings = findings(&self.mesh, &value);
                 let wanted = wanted(&findings, object.metadata.generation);
@@ -201,6 +269,16 @@ impl StatusWriter {
     }
 }
 
+fn named(service: &Service) -> (String, String) {
+    let metadata = &service.metadata;
+    (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}
+
+fn ports(service: &Service) -> Vec<(i64, String)> {
+    let listed = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+    listed.map(|port| (i64::from(port.port), port.name.clone().unwrap_or_default())).collect()
+}
+
 /// What `compile` has to say.
 pub fn findings(mesh: &MeshSettings, object: &Value) -> Vec<Diagnostic> {
     compile::document(&Context { mesh, source: "cluster", origin: Origin::Cluster }, object).diagnostics
@@ -225,7 +303,7 @@ pub fn wanted(findings: &[Diagnostic], generation: Option<i64>) -> Wanted {
 }
 
 /// A finding without the object's name, which stands above it.
-fn text(finding: &Diagnostic) -> String {
+pub(super) fn text(finding: &Diagnostic) -> String {
     let parts = [&finding.field, &finding.message, &finding.effect, &finding.remedy];
     let (field, rest) = parts.split_first().map_or((String::new(), &parts[..]), |(field, rest)| {
         (if field.is_empty() { String::new() } else { format!("{field}: ") }, rest)
@@ -277,7 +355,7 @@ fn patch(object: &Value, wanted: &Wanted, now: &str) -> Value {
     })
 }
 
-fn cut(text: &str, most: usize) -> String {
+pub(super) fn cut(text: &str, most: usize) -> String {
     let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text[..end].to_owned()
 }

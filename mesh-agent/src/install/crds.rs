@@ -4,7 +4,7 @@ use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
 use super::{PART_OF, PART_OF_LABEL};
-use crate::api::istio::security;
+use crate::api::istio::{networking, security};
 
 /// One CustomResourceDefinition.
 #[derive(Clone, Debug)]
@@ -14,7 +14,11 @@ pub struct Crd(Value);
 pub fn crds() -> Vec<Crd> {
     [
         definition::<security::AuthorizationPolicy>(&security::VERSIONS),
+        definition::<networking::DestinationRule>(&networking::VERSIONS),
         definition::<security::PeerAuthentication>(&security::VERSIONS),
+        definition::<networking::ServiceEntry>(&networking::VERSIONS),
+        definition::<networking::VirtualService>(&networking::VERSIONS),
+        definition::<networking::WorkloadEntry>(&networking::VERSIONS),
     ]
     .into_iter()
     .flatten()

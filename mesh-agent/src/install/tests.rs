@@ -166,13 +166,27 @@ fn no_rule_reads_all_secrets_or_writes_what_is_not_the_meshs_own() {
 fn crds_serve_istios_versions_and_keep_what_they_do_not_know() {
     let all = documents(&render_crds().unwrap());
     let names: Vec<&str> = all.iter().filter_map(|one| one["metadata"]["name"].as_str()).collect();
-    assert_eq!(names, ["authorizationpolicies.security.istio.io", "peerauthentications.security.istio.io"]);
+    assert_eq!(
+        names,
+        [
+            "authorizationpolicies.security.istio.io",
+            "destinationrules.networking.istio.io",
+            "peerauthentications.security.istio.io",
+            "serviceentries.networking.istio.io",
+            "virtualservices.networking.istio.io",
+            "workloadentries.networking.istio.io",
+        ]
+    );
     for crd in &all {
         let versions = crd["spec"]["versions"].as_array().unwrap();
         let served: Vec<&str> = versions.iter().filter_map(|one| one["name"].as_str()).collect();
-        assert_eq!(served, ["v1", "v1beta1"]);
-        let stored: Vec<bool> = versions.iter().filter_map(|one| one["storage"].as_bool()).collect();
-        assert_eq!(stored, [true, false]);
+        let expected: &[&str] = match crd["spec"]["group"].as_str() {
+            Some("networking.istio.io") => &["v1", "v1beta1", "v1alpha3"],
+            _ => &["v1", "v1beta1"],
+        };
+        assert_eq!(served, expected);
+        let stored = versions.iter().filter(|one| one["storage"] == true).count();
+        assert_eq!((stored, &versions[0]["storage"]), (1, &serde_json::json!(true)));
         for version in versions {
             assert!(version["subresources"]["status"].is_object());
             let spec = &version["schema"]["openAPIV3Schema"]["properties"]["spec"];

@@ -32,6 +32,11 @@ impl Regex {
         &self.source
     }
 
+    /// The pattern that matches this text and nothing else.
+    pub fn escape(text: &str) -> String {
+        regex::escape(text)
+    }
+
     pub fn matches(&self, text: &str) -> bool {
         self.whole.is_match(text)
     }

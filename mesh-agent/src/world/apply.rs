@@ -53,6 +53,9 @@ impl World {
             Object::AuthorizationPolicy(policy) => insert(&mut self.authz, key, policy),
             Object::VirtualService(facts) => self.put_virtual_service(&name(key), Some(*facts)),
             Object::DestinationRule(facts) => self.put_destination_rule(&name(key), Some(*facts)),
+            Object::ServiceEntry(facts) => self.put_service_entry(&name(key), Some(*facts)),
+            Object::WorkloadEntry(facts) => self.put_workload_entry(&name(key), Some(*facts)),
+            Object::Route(facts) => self.put_route(key.kind, &name(key), Some(*facts)),
             Object::MeshConfig(facts) => {
                 let mut changed = self.deny(facts.denied);
                 if let Some(config) = facts.config
@@ -81,6 +84,9 @@ impl World {
             Kind::AuthorizationPolicy => remove(&mut self.authz, key).is_some(),
             Kind::VirtualService => self.put_virtual_service(&name(key), None),
             Kind::DestinationRule => self.put_destination_rule(&name(key), None),
+            Kind::ServiceEntry => self.put_service_entry(&name(key), None),
+            Kind::WorkloadEntry => self.put_workload_entry(&name(key), None),
+            Kind::HttpRoute | Kind::GrpcRoute => self.put_route(key.kind, &name(key), None),
             Kind::MeshConfig => {
                 self.config = Arc::default();
                 self.deny(Arc::default());
@@ -165,6 +171,7 @@ impl World {
         }
         file_named(&mut self.pods, key, entry);
         touched.iter().for_each(|service| self.derive_service(service));
+        self.derive_selecting(&key.namespace);
         true
     }
 
@@ -177,6 +184,7 @@ impl World {
         displace(&mut self.on_node, &old.workload.node, &old.workload.id);
         let touched = self.users_of(&old.workload.addresses);
         touched.iter().for_each(|service| self.derive_service(service));
+        self.derive_selecting(&key.namespace);
         true
     }
 
@@ -248,14 +256,34 @@ impl World {
 
     /// Crosses a Service with its slices again and refiles it under its addresses and endpoints.
     fn derive_service(&mut self, id: &ServiceId) {
+        if let Some(facts) = self.entries.get(id).cloned() {
+            let service = self.again(id, &facts);
+            return self.place_service(id, service);
+        }
+        let service = self.cross(id);
+        self.place_service(id, service);
+    }
+
+    /// Puts a Service in the place of the one before it; none = there is none any more.
+    pub(super) fn place_service(&mut self, id: &ServiceId, service: Option<Service>) {
         let old = self.services.remove(id);
         if let Some(old) = &old {
             self.unfile(id, old);
         }
-        let Some(service) = self.cross(id) else {
-            self.traffic.remove(id);
-            return;
-        };
+        let ports = |service: &Service| service.ports.iter().map(|port| port.port).collect::<Vec<_>>();
+        // Routes look at what there is to go to, not at its endpoints.
+        let other = old.as_deref().map(ports) != service.as_ref().map(ports);
+        let hostname = old.as_deref().or(service.as_ref()).map(|service| Arc::clone(&service.hostname));
+        match service {
+            Some(service) => self.file_service(id, service),
+            None => drop(self.traffic.remove(id)),
+        }
+        if let Some(hostname) = hostname.filter(|_| other) {
+            self.derive_senders(&hostname);
+        }
+    }
+
+    fn file_service(&mut self, id: &ServiceId, service: Service) {
         for vip in &service.vips {
             file(&mut self.vips, vip, id);
         }

@@ -21,6 +21,12 @@ impl World {
         if let Some(ids) = self.hosts.get(&*host) {
             return self.of_host(ids, from_namespace);
         }
+        // The narrowest wildcard of a ServiceEntry.
+        let mut wild =
+            host.match_indices('.').filter_map(|(at, _)| self.hosts.get(&*format!("*{}", &host[at..])));
+        if let Some(found) = wild.find_map(|ids| self.of_host(ids, from_namespace)) {
+            return Some(found);
+        }
         let mut labels = host.split('.');
         let (name, namespace, svc) = (labels.next()?, labels.next(), labels.next());
         if labels.next().is_some() || svc.is_some_and(|svc| svc != "svc") {
@@ -33,7 +39,10 @@ impl World {
 
     /// Of several Services with one name, the one of the client's namespace.
     fn of_host(&self, ids: &Few<ServiceId>, from_namespace: &str) -> Option<&Arc<Service>> {
-        let own = ids.iter().find(|id| id.0.split_once('/').is_some_and(|(ns, _)| ns == from_namespace));
-        self.services.get(own.or(ids.first())?)
+        let visible =
+            |id: &&ServiceId| self.entries.get(*id).is_none_or(|entry| entry.export.includes(from_namespace));
+        let ids = || ids.iter().filter(visible);
+        let own = ids().find(|id| id.0.split_once('/').is_some_and(|(ns, _)| ns == from_namespace));
+        self.services.get(own.or_else(|| ids().next())?)
     }
 }

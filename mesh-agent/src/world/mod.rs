@@ -10,7 +10,8 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::api::istio::mesh::{MeshConfig, Normalization};
 use crate::compile::{
-    DestinationRuleFacts, Diagnostic, MeshSettings, NodeFacts, ServiceFacts, SliceFacts, VirtualServiceFacts,
+    DestinationRuleFacts, Diagnostic, MeshSettings, NodeFacts, RouteFacts, ServiceEntryFacts, ServiceFacts,
+    SliceFacts, VirtualServiceFacts, WorkloadEntryFacts,
 };
 use crate::decide::path::PathNormalization;
 use crate::decide::{Destination, NoSubset, Snapshot, authz, peer_auth};
@@ -22,9 +23,11 @@ use crate::model::{
 
 mod apply;
 mod check;
+mod entries;
 mod few;
 mod hosts;
 mod intern;
+mod routes;
 mod store;
 mod traffic;
 
@@ -69,13 +72,21 @@ pub struct World {
     authz: Named<Arc<AuthzPolicy>>,
     virtual_services: Named<Arc<VirtualServiceFacts>>,
     destination_rules: Named<Arc<DestinationRuleFacts>>,
+    http_routes: Named<Arc<RouteFacts>>,
+    grpc_routes: Named<Arc<RouteFacts>>,
+    service_entries: Named<Arc<ServiceEntryFacts>>,
+    workload_entries: Named<Arc<WorkloadEntryFacts>>,
+    /// The ServiceEntry behind each Service that is made of one.
+    entries: OrdMap<ServiceId, Arc<ServiceEntryFacts>>,
+    /// Endpoints of ServiceEntries that are no pods; outside the mesh, and nobody's by address.
+    outsiders: OrdMap<WorkloadId, Arc<Workload>>,
     traffic_index: TrafficIndex,
     /// Services for whose traffic somebody wrote something.
     traffic: OrdMap<ServiceId, Arc<ServiceTraffic>>,
     no_rules: Rules,
     diagnostics: Arc<[Diagnostic]>,
-    /// The policies where nobody wrote a DestinationRule: least request, round robin.
-    plain: [Arc<TrafficPolicy>; 2],
+    /// The policies where nobody wrote a DestinationRule: least request, round robin, and as the client dialled.
+    plain: [Arc<TrafficPolicy>; 3],
     /// Counts address claims, so that of two pods without a creation time the later one is the newer.
     claim_count: u32,
 }
@@ -124,18 +135,24 @@ impl World {
             authz: OrdMap::new(),
             virtual_services: OrdMap::new(),
             destination_rules: OrdMap::new(),
+            http_routes: OrdMap::new(),
+            grpc_routes: OrdMap::new(),
+            service_entries: OrdMap::new(),
+            workload_entries: OrdMap::new(),
+            entries: OrdMap::new(),
+            outsiders: OrdMap::new(),
             traffic_index: TrafficIndex::default(),
             traffic: OrdMap::new(),
             no_rules: Arc::new([]),
             diagnostics: Arc::new([]),
-            plain: [LoadBalance::LeastRequest, LoadBalance::RoundRobin]
+            plain: [LoadBalance::LeastRequest, LoadBalance::RoundRobin, LoadBalance::Passthrough]
                 .map(|balance| Arc::new(TrafficPolicy { balance, ..TrafficPolicy::default() })),
             claim_count: 0,
         }
     }
 
     pub fn workload(&self, id: &WorkloadId) -> Option<&Arc<Workload>> {
-        self.workloads.get(id)
+        self.workloads.get(id).or_else(|| self.outsiders.get(id))
     }
 
     /// The pod that owns an address: never a host-network or ended one; the newest where several claim it.

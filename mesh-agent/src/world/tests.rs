@@ -9,10 +9,13 @@ use super::*;
 
 mod authorization;
 mod change;
+mod entries;
+mod gateway;
 mod hosts;
 mod peer_authentication;
 mod requests;
 mod routing;
+mod traffic;
 
 /// `reviews:8080` from the pod `client` of shop (None = plaintext from 10.1.0.1).
 fn from(world: &World, client: Option<&str>, port: u16) -> Verdict {

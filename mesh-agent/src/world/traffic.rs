@@ -10,11 +10,11 @@ use imbl::OrdMap;
 
 use super::World;
 use super::few::Few;
-use crate::compile::traffic::{ExportTo, HttpEntry, Resolved, delegate, resolve};
+use crate::compile::traffic::{EntryEndpoints, ExportTo, HttpEntry, Resolved, delegate, resolve};
 use crate::compile::{DestinationRuleFacts, VirtualServiceFacts};
 use crate::decide::{Destination, NoSubset, peer_auth};
 use crate::model::route::HttpRule;
-use crate::model::traffic::{LoadBalance, TrafficPolicy};
+use crate::model::traffic::TrafficPolicy;
 use crate::model::{Balance, Endpoint, Labels, PolicyRef, Service, ServiceId, ServicePort, Workload};
 
 /// Rules in the order in which they are tried.
@@ -55,6 +55,10 @@ pub(super) struct TrafficIndex {
     pub(super) delegators: OrdMap<Name, Few<Name>>,
     /// DestinationRules by host, wildcards included.
     pub(super) rule_hosts: OrdMap<Arc<str>, Few<Name>>,
+    /// Gateway API routes by the Service they are attached to; the flag says gRPC.
+    pub(super) parents: OrdMap<ServiceId, Few<(bool, Name)>>,
+    /// From the host of a route's backend to the Services it is attached to.
+    pub(super) senders: OrdMap<Arc<str>, Few<(ServiceId, bool, Name)>>,
 }
 
 impl TrafficIndex {
@@ -75,11 +79,16 @@ impl TrafficIndex {
     }
 }
 
-fn name_of(object: &PolicyRef) -> Name {
+pub(super) fn name_of(object: &PolicyRef) -> Name {
     (Arc::clone(&object.namespace), Arc::clone(&object.name))
 }
 
-fn change<K: Ord + Clone>(map: &mut OrdMap<K, Few<Name>>, key: &K, name: &Name, there: bool) {
+pub(super) fn change<K: Ord + Clone, V: Ord + Clone>(
+    map: &mut OrdMap<K, Few<V>>,
+    key: &K,
+    name: &V,
+    there: bool,
+) {
     if there {
         super::apply::file(map, key, name);
     } else {
@@ -171,15 +180,21 @@ impl World {
         let mut ports = Vec::new();
         let virtual_services = self.virtual_services_for(&service.hostname);
         for port in &service.ports {
+            let (producer, consumers) = self.attached(service, port);
             let rules = |namespace: Option<&str>| port_rules(self, &virtual_services, port.port, namespace);
-            let everywhere = rules(None);
-            let namespaces = virtual_services.iter().flat_map(|facts| match &facts.export {
-                ExportTo::All => [].iter(),
-                ExportTo::Namespaces(listed) => listed.iter(),
+            let mut by_namespace: BTreeMap<Arc<str>, Rules> = BTreeMap::new();
+            // A route of the Gateway API beats the VirtualServices of its Service.
+            let everywhere = producer.unwrap_or_else(|| {
+                let namespaces = virtual_services.iter().flat_map(|facts| match &facts.export {
+                    ExportTo::All => [].iter(),
+                    ExportTo::Namespaces(listed) => listed.iter(),
+                });
+                let namespaces: BTreeSet<&Arc<str>> = namespaces.collect();
+                let own = namespaces.into_iter().map(|name| (Arc::clone(name), rules(Some(name))));
+                by_namespace.extend(own);
+                rules(None)
             });
-            let namespaces: BTreeSet<&Arc<str>> = namespaces.collect();
-            let own = namespaces.into_iter().map(|name| (Arc::clone(name), rules(Some(name))));
-            let by_namespace: BTreeMap<Arc<str>, Rules> = own.collect();
+            by_namespace.extend(consumers);
             if !everywhere.is_empty() || by_namespace.values().any(|rules| !rules.is_empty()) {
                 ports.push((port.port, PortRules { everywhere, by_namespace }));
             }
@@ -231,10 +246,7 @@ impl World {
 
     /// The DestinationRules for a Service, joined where they are of one namespace, host, selector and export.
     fn rules_for(&self, service: &Service) -> Vec<InForce> {
-        let unsaid = match service.balance {
-            Balance::RoundRobin => LoadBalance::RoundRobin,
-            Balance::LeastRequest => LoadBalance::LeastRequest,
-        };
+        let unsaid = self.plain_for(service).balance.clone();
         let mut found = Vec::new();
         for pattern in patterns(&service.hostname) {
             let names = self.traffic_index.rule_hosts.get(&*pattern).into_iter().flat_map(Few::iter);
@@ -260,11 +272,23 @@ impl World {
         found
     }
 
+    /// The policy where nobody wrote one.
+    fn plain_for(&self, service: &Service) -> &Arc<TrafficPolicy> {
+        let dialled =
+            self.entries.get(&service.id).is_some_and(|entry| entry.endpoints == EntryEndpoints::AsDialled);
+        let [least, turns, passthrough] = &self.plain;
+        match service.balance {
+            _ if dialled => passthrough,
+            Balance::RoundRobin => turns,
+            Balance::LeastRequest => least,
+        }
+    }
+
     /// The ports of a Service with the endpoints that carry these labels.
     fn part(&self, service: &Service, labels: &Labels) -> Vec<ServicePort> {
         let port = |port: &ServicePort| {
             let carries = |endpoint: &&Endpoint| {
-                let workload = endpoint.workload.as_ref().and_then(|id| self.workloads.get(id));
+                let workload = endpoint.workload.as_ref().and_then(|id| self.workload(id));
                 workload.map_or(labels.is_empty(), |workload| peer_auth::selects(labels, &workload.labels))
             };
             let endpoints = port.endpoints.iter().filter(carries).cloned().collect();
@@ -316,7 +340,7 @@ impl World {
     ) -> Result<Arc<TrafficPolicy>, NoSubset> {
         let rule = self.rule_in_force(source, to.service);
         let policy = match (to.subset, rule) {
-            (None, None) => &self.plain[usize::from(to.service.balance == Balance::RoundRobin)],
+            (None, None) => self.plain_for(to.service),
             (None, Some(one)) => one.rule.policy.for_port(to.port),
             (Some(subset), one) => {
                 let found = one.and_then(|one| one.rule.subsets.iter().find(|(name, ..)| **name == *subset));

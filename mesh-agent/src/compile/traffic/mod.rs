@@ -13,18 +13,23 @@ use crate::model::PolicyRef;
 
 pub mod delegate;
 mod destination_rule;
+pub mod gateway;
 mod http_action;
 mod http_match;
 mod policy;
 mod reader;
+mod service_entry;
 mod virtual_service;
 
 pub use destination_rule::{DestinationRuleFacts, Resolved, ResolvedPolicy, SubsetFacts, resolve};
+pub use gateway::RouteFacts;
 pub use policy::PolicyParts;
 pub use reader::ExportTo;
+pub use service_entry::{EntryEndpoints, ServiceEntryFacts, WorkloadEntryFacts};
 pub use virtual_service::{HttpEntry, VirtualServiceFacts};
 
 pub(super) use destination_rule::compile as destination_rule;
+pub(super) use service_entry::{compile as service_entry, workload as workload_entry};
 pub(super) use virtual_service::compile as virtual_service;
 
 use reader::Reader;
@@ -53,6 +58,12 @@ fn object<T: DeserializeOwned, O>(
     out: &mut Compiled,
     one: impl FnOnce(&mut Reader<'_>, &T) -> O,
 ) -> Option<O> {
+    // A status, whoever wrote it, must not change what the object means.
+    let mut value = value.clone();
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("status");
+    }
+    let value = &value;
     let mut reader = Reader::new(head);
     for path in typed::unknown::<T>(value).iter().filter(|path| !path.starts_with("metadata.")) {
         reader.fault(path, "is not a field of this kind", "check its spelling and indentation, or remove it");

@@ -174,8 +174,11 @@ impl<'a> Reader<'a> {
             );
             return None;
         }
-        let text = text.replace("%%", "%");
-        if HeaderValue::from_str(&text).is_err() {
+        self.plain_value(field, &text.replace("%%", "%"))
+    }
+
+    pub(super) fn plain_value(&mut self, field: &str, text: &str) -> Option<Arc<str>> {
+        if HeaderValue::from_str(text).is_err() {
             self.fault(field, "is not a header's value", "write visible characters only");
             return None;
         }

@@ -88,6 +88,10 @@ impl Intake {
             self.interner.share(&mut change);
             change
         });
+        // Nothing wrong, and nothing for the mesh: what it was before holds no more.
+        let refused = compiled.diagnostics.iter().any(|one| one.severity == Severity::Error);
+        let gone = change.is_none() && !refused && before.is_some();
+        let change = change.or_else(|| gone.then(|| Change::Removed(key.clone())));
         if before.is_none() {
             // The key that the world will hold anyway is the one to remember.
             match &change {

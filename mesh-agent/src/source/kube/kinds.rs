@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-use crate::api::istio::security;
+use crate::api::gateway;
+use crate::api::istio::{networking, security};
 use crate::api::names::{MESH_CONFIG_MAP, SYSTEM_NAMESPACE};
 use crate::compile::Kind;
 
@@ -29,17 +30,21 @@ const fn core(kind: Kind, plural: &'static str) -> Watched {
     Watched { kind, api_kind, group: "", versions: &["v1"], plural, custom: false, only: None }
 }
 
+const fn custom(
+    kind: Kind,
+    group: &'static str,
+    versions: &'static [&'static str],
+    plural: &'static str,
+) -> Watched {
+    Watched { kind, api_kind: kind.name(), group, versions, plural, custom: true, only: None }
+}
+
 const fn security(kind: Kind, plural: &'static str) -> Watched {
-    let versions = &security::VERSIONS;
-    Watched {
-        kind,
-        api_kind: kind.name(),
-        group: security::GROUP,
-        versions,
-        plural,
-        custom: true,
-        only: None,
-    }
+    custom(kind, security::GROUP, &security::VERSIONS, plural)
+}
+
+const fn networking(kind: Kind, plural: &'static str) -> Watched {
+    custom(kind, networking::GROUP, &networking::VERSIONS, plural)
 }
 
 /// The mesh-wide settings come first: they say what everything else is compiled against.
@@ -50,7 +55,7 @@ pub(super) const MESH_CONFIG: Watched = Watched {
     ..core(Kind::MeshConfig, "configmaps")
 };
 
-pub(super) static WATCHED: [Watched; 8] = [
+pub(super) static WATCHED: [Watched; 14] = [
     MESH_CONFIG,
     core(Kind::Namespace, "namespaces"),
     core(Kind::Node, "nodes"),
@@ -59,6 +64,12 @@ pub(super) static WATCHED: [Watched; 8] = [
     Watched { group: "discovery.k8s.io", ..core(Kind::EndpointSlice, "endpointslices") },
     security(Kind::PeerAuthentication, "peerauthentications"),
     security(Kind::AuthorizationPolicy, "authorizationpolicies"),
+    networking(Kind::VirtualService, "virtualservices"),
+    networking(Kind::DestinationRule, "destinationrules"),
+    networking(Kind::ServiceEntry, "serviceentries"),
+    networking(Kind::WorkloadEntry, "workloadentries"),
+    custom(Kind::HttpRoute, gateway::GROUP, &gateway::HTTP_VERSIONS, "httproutes"),
+    custom(Kind::GrpcRoute, gateway::GROUP, &gateway::GRPC_VERSIONS, "grpcroutes"),
 ];
 
 impl Watched {
