@@ -79,14 +79,14 @@ fn another_endpoint_after_a_failed_attempt_is_the_one_that_counts() {
     let table = table();
     let conn = table.open(hbone());
     let other = Party::local(workload("ratings", "10.2.0.9"), "10.2.0.9:9080".parse().unwrap());
-    conn.set_destination(other, Path::Local, None);
+    conn.set_destination(other, Path::Plain, None);
     conn.established();
-    assert_eq!(table.metrics().open_connections(Direction::Outbound, Path::Local), 1);
+    assert_eq!(table.metrics().open_connections(Direction::Outbound, Path::Plain), 1);
     conn.finish(None);
     let flows = table.metrics().flows().snapshot();
     assert_eq!(flows.len(), 1);
     assert_eq!(&*flows[0].labels.destination.workload, "ratings");
-    assert_eq!(table.metrics().open_connections(Direction::Outbound, Path::Local), 0);
+    assert_eq!(table.metrics().open_connections(Direction::Outbound, Path::Plain), 0);
     assert_eq!(table.metrics().open_connections(Direction::Outbound, Path::Hbone), 0);
 }
 

@@ -1,9 +1,9 @@
 use super::*;
 
-fn map(fields: &[(&'static str, &str)]) -> HeaderMap {
+fn map(fields: &[(&str, &str)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in fields {
-        headers.append(*name, value.parse().unwrap());
+        headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
     }
     headers
 }
