@@ -17,6 +17,7 @@ use super::downstream::Downstream;
 use super::headers;
 use super::pool::Lease;
 use super::record::Record;
+use crate::decide::Snapshot as _;
 use crate::decide::path::{self, PathNormalization};
 use crate::decide::route::RequestView;
 use crate::model::{Limit, Reason};
@@ -67,7 +68,7 @@ impl Exchange {
         let (head, body) = request.into_parts();
         let checked = checks::head(&head.method, &head.uri, head.version, &head.headers)
             .map_err(|malformed| (malformed.status(), malformed.to_string()));
-        let path = checked.is_ok().then(|| normalised(&head.uri)).transpose();
+        let path = checked.is_ok().then(|| normalised(&head.uri, snapshot(down).path_normalization())).transpose();
         let mut headers = head.headers;
         let upgrade = headers::upgrade(&headers).filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
         headers::strip_hop(&mut headers);
@@ -288,9 +289,9 @@ fn absolute(authority: Option<Authority>, path: &PathAndQuery) -> Uri {
 }
 
 /// The one path that is judged and forwarded (reference 4.6).
-fn normalised(uri: &Uri) -> Result<PathAndQuery, String> {
+fn normalised(uri: &Uri, how: PathNormalization) -> Result<PathAndQuery, String> {
     let Some(asked) = uri.path_and_query() else { return Err("no path".to_owned()) };
-    let normal = path::normalise(asked.as_str(), PathNormalization::default()).map_err(|bad| bad.to_string())?;
+    let normal = path::normalise(asked.as_str(), how).map_err(|bad| bad.to_string())?;
     if *normal == *asked.as_str() {
         return Ok(asked.clone());
     }
