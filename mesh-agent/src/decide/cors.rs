@@ -20,8 +20,22 @@ pub enum Cors {
     Pass,
     /// Answered here with status 200, these fields and no body.
     Answer(HeaderMap),
-    /// Sent on; these fields take the place of the application's.
+    /// Sent on; these fields take the place of the application's ([`decorate`]).
     Decorate(HeaderMap),
+}
+
+/// Writes the fields of [`Cors::Decorate`] into an answer. What the application varies its answers by stays.
+pub fn decorate(fields: HeaderMap, answer: &mut HeaderMap) {
+    let mut name = None;
+    for (next, value) in fields {
+        // Only the first value of a field comes with its name.
+        name = next.or(name);
+        match &name {
+            Some(name) if *name == VARY => drop(answer.append(name, value)),
+            Some(name) => drop(answer.insert(name, value)),
+            None => {}
+        }
+    }
 }
 
 /// Decides by the request's method and header fields.

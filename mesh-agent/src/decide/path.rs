@@ -80,7 +80,7 @@ pub fn normalise(path_and_query: &str, how: PathNormalization) -> Result<Cow<'_,
 fn is_plain(path: &str, how: PathNormalization) -> bool {
     let merged = how != PathNormalization::Base;
     let bytes = path.bytes().any(|byte| matches!(byte, b'%' | b'\\'));
-    !bytes && !path.contains("/.") && !(merged && path.contains("//"))
+    !(bytes || path.contains("/.") || merged && path.contains("//"))
 }
 
 fn decode(path: &str, slashes: bool) -> Result<String, BadPath> {

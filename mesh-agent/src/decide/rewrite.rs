@@ -4,16 +4,25 @@
 
 use std::borrow::Cow;
 
+use super::path::{BadPath, PathNormalization, normalise};
 use super::route::{RequestView, host_of};
 use crate::model::pattern::PathMatch;
 use crate::model::route::{HttpMatch, PathRewrite, Redirect, RedirectPort, Rewrite};
 
-/// The path (without query) that is sent on. `matched` is the match that took the request.
-pub fn path<'p>(rewrite: &Rewrite, matched: Option<&HttpMatch>, path: &'p str) -> Cow<'p, str> {
-    match &rewrite.path {
-        None => Cow::Borrowed(path),
-        Some(rewrite) => Cow::Owned(rewritten(rewrite, matched.and_then(|one| one.path.as_ref()), path)),
-    }
+/// The path (without query) that is sent on. `matched` is the match that took the request. What a rewrite makes is brought
+/// into the one form again: a plain prefix `/a` that gives way to `/` makes `/../admin` of `/a../admin`.
+///
+/// # Errors
+/// What came out has no such form.
+pub fn path<'p>(
+    rewrite: &Rewrite,
+    matched: Option<&HttpMatch>,
+    path: &'p str,
+    how: PathNormalization,
+) -> Result<Cow<'p, str>, BadPath> {
+    let Some(rewrite) = &rewrite.path else { return Ok(Cow::Borrowed(path)) };
+    let new = rewritten(rewrite, matched.and_then(|one| one.path.as_ref()), path);
+    Ok(Cow::Owned(normalise(&new, how)?.into_owned()))
 }
 
 fn rewritten(rewrite: &PathRewrite, matched: Option<&PathMatch>, path: &str) -> String {

@@ -359,3 +359,6 @@ fn port(query: &ExplainQuery, service: Option<&Service>) -> Result<u16, ExplainE
         ExplainError::PortNeeded { destination: query.destination.clone(), ports }
     })
 }
+
+#[cfg(test)]
+mod tests;

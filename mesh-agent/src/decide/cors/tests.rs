@@ -119,3 +119,19 @@ fn what_the_policy_does_not_say_is_not_said() {
     let Cors::Answer(answer) = decide(&bare, "OPTIONS", &preflight("https://shop.example")) else { panic!() };
     assert_eq!(text(&answer), [("access-control-allow-origin", "https://shop.example"), ("vary", "origin")]);
 }
+
+#[test]
+fn a_decorated_answer_keeps_what_the_application_varies_it_by() {
+    let mut answer =
+        headers(&[("access-control-allow-origin", "*"), ("vary", "accept-encoding"), ("x", "1")]);
+    decorate(headers(&[("access-control-allow-origin", "https://a"), ("vary", "origin")]), &mut answer);
+    assert_eq!(
+        text(&answer),
+        [
+            ("access-control-allow-origin", "https://a"),
+            ("vary", "accept-encoding"),
+            ("vary", "origin"),
+            ("x", "1")
+        ]
+    );
+}

@@ -182,7 +182,7 @@ fn many_threads_never_eject_more_than_may_be_out() {
             scope.spawn(move || {
                 for step in 0..20_000 {
                     let host = &hosts[(step * 7 + seed * 3) % 10];
-                    result(&destination, host, 10, rules, (Status(500), 0));
+                    result(destination, host, 10, rules, (Status(500), 0));
                     assert!(destination.ejected() <= 3);
                     if step % 50 == seed {
                         destination.forget(host);

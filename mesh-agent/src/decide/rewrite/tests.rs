@@ -15,6 +15,25 @@ fn segments(text: &str) -> HttpMatch {
     by(PathMatch::Segments(text.into()))
 }
 
+/// As the mesh's default has it.
+fn path<'p>(rewrite: &Rewrite, matched: Option<&HttpMatch>, path: &'p str) -> Cow<'p, str> {
+    super::path(rewrite, matched, path, PathNormalization::Base).unwrap()
+}
+
+/// CVE-2021-29492's class: what was a harmless segment becomes a way out.
+#[test]
+fn what_a_rewrite_makes_is_in_the_one_form_too() {
+    let root = to(PathRewrite::Prefix("/".into()));
+    for (asked, wanted) in [("/a../admin", "/admin"), ("/a./admin", "/admin"), ("/a/admin", "//admin")] {
+        assert_eq!(path(&root, Some(&prefix("/a")), asked), wanted, "{asked}");
+    }
+    let merged = super::path(&root, Some(&prefix("/a")), "/a/admin", PathNormalization::MergeSlashes);
+    assert_eq!(merged.as_deref(), Ok("/admin"));
+    let escape = to(regex("x", "%"));
+    assert_eq!(super::path(&escape, None, "/x", PathNormalization::Base), Err(BadPath::Escape));
+    assert_eq!(super::path(&escape, None, "/x", PathNormalization::None).as_deref(), Ok("/%"));
+}
+
 fn to(path: PathRewrite) -> Rewrite {
     Rewrite { path: Some(path), authority: None }
 }
@@ -80,7 +99,7 @@ fn a_pattern_replaces_every_part_that_it_matches() {
         ("one", "two", "/xxx/one/yyy/one/zzz", "/xxx/two/yyy/two/zzz"),
         ("^(.*?)one(.*)$", r"\1two\2", "/xxx/one/yyy/one/zzz", "/xxx/two/yyy/one/zzz"),
         ("(?i)/xxx/", "/yyy/", "/aaa/XxX/bbb", "/aaa/yyy/bbb"),
-        ("^/old", r"/\\\0\9$1", "/old/x", r"/\/old$1/x"),
+        ("^/old", r"/\\\0\9$1", "/old/x", "///old$1/x"),
         ("/nothing", "/x", "/other", "/other"),
         ("^/", "", "/other", "/other"),
     ] {

@@ -225,7 +225,7 @@ impl Cluster {
     /// Remembers how an endpoint did.
     pub fn result(&self, worker: &Worker, index: usize, outcome: outlier::Outcome) {
         let (Some(rules), Some(host)) = (&self.policy.outlier, self.hosts.get(index)) else { return };
-        let hosts = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+        let hosts = u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
         let ms = worker.shared.now_ms();
         let detected = self.destination.outlier.result(&host.state, outcome, &outlier::Circumstances { hosts, rules, now: ms });
         if let Some(Detected::Ejected(rule)) = detected {

@@ -114,7 +114,7 @@ async fn outbound(mut exchange: Exchange, source: &Arc<Workload>) -> Response<An
             drop(headers::apply(&chosen.response_headers, fields));
             drop(headers::apply(&rule.response_headers, fields));
             if let Some(decorated) = decorated {
-                fields.extend(decorated);
+                cors::decorate(decorated, fields);
             }
         }),
         Err(unanswered) => exchange.give_up(&unanswered),
@@ -246,7 +246,9 @@ fn edit(
         }
     }
     if rule.rewrite.path.is_some() {
-        let path = rewrite::path(&rule.rewrite, matched, exchange.path.path());
+        let how = snapshot(&exchange.down).path_normalization();
+        let path = rewrite::path(&rule.rewrite, matched, exchange.path.path(), how);
+        let path = path.map_err(|_bad| Reason::RequestMalformed)?;
         let whole = match exchange.path.query() {
             Some(query) => format!("{path}?{query}"),
             None => path.into_owned(),
