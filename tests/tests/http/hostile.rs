@@ -68,7 +68,10 @@ fn floods_of_frames_end_their_connection() -> Result<()> {
         both.extend(frame(RST_STREAM, 0, odd(number), &8_u32.to_be_bytes()));
         both
     });
-    assert!(refused(shop.connect(service.at(0))?, resets)?, "rapid reset");
+    let resets: Vec<Vec<u8>> = resets.collect();
+    let bursts = resets.chunks(500).map(<[_]>::concat);
+    assert!(refused(shop.connect(service.at(0))?, bursts)?, "rapid reset");
+    assert!(refused(shop.connect(service.at(0))?, resets.iter().cloned())?, "reset at a pace");
     // A literal field, never indexed, of 16 KiB of text, over and over in one header block.
     let literal = || {
         let mut field = vec![0x00, 1, b'x', 0x7f];
