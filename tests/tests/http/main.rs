@@ -5,4 +5,5 @@ mod policy;
 mod resilience;
 mod routing;
 mod shop;
+mod tcp;
 mod through;
