@@ -8,6 +8,10 @@ use std::str::FromStr;
 /// Longest name or address in a question, bytes.
 pub const NAME_MAX_BYTES: usize = 512;
 
+/// Longest path and longest header of a request in a question, bytes; and how many headers it may have.
+pub const TEXT_MAX_BYTES: usize = 8192;
+pub const HEADERS_MAX: usize = 64;
+
 /// Who wants to reach whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExplainQuery {
@@ -17,6 +21,48 @@ pub struct ExplainQuery {
     pub destination: String,
     /// None: the destination's only port.
     pub port: Option<u16>,
+    /// None: a connection, whatever goes over it.
+    pub request: Option<RequestQuery>,
+}
+
+/// A request over the connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestQuery {
+    pub method: String,
+    /// With its query.
+    pub path: String,
+    /// In the order in which they were written.
+    pub headers: Vec<(String, String)>,
+}
+
+impl RequestQuery {
+    /// From the words of the command line; a header is `NAME: VALUE`.
+    pub fn parse(method: &str, path: &str, headers: &[String]) -> Result<Self, QueryError> {
+        let word = !method.is_empty() && method.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-');
+        if !word || method.len() > 32 {
+            return Err(QueryError::Method(method.chars().take(64).collect()));
+        }
+        if !path.starts_with('/')
+            || path.len() > TEXT_MAX_BYTES
+            || path.bytes().any(|b| b <= b' ' || b == 0x7f)
+        {
+            return Err(QueryError::Path(path.chars().take(64).collect()));
+        }
+        if headers.len() > HEADERS_MAX {
+            return Err(QueryError::Header(format!("{} headers", headers.len())));
+        }
+        let pairs = headers.iter().map(|text| {
+            let bad = || QueryError::Header(text.chars().take(64).collect());
+            let (name, value) = text.split_once(':').ok_or_else(bad)?;
+            let (name, value) = (name.trim().to_ascii_lowercase(), value.trim().to_owned());
+            let good = http::HeaderName::from_bytes(name.as_bytes()).is_ok()
+                && http::HeaderValue::from_str(&value).is_ok()
+                && text.len() <= TEXT_MAX_BYTES;
+            if good { Ok((name, value)) } else { Err(bad()) }
+        });
+        let headers = pairs.collect::<Result<_, _>>()?;
+        Ok(Self { method: method.to_ascii_uppercase(), path: path.to_owned(), headers })
+    }
 }
 
 /// Why a text is no question.
@@ -30,7 +76,13 @@ pub enum QueryError {
     Port(String),
     #[error("{field}: `{text}` has a character that no name has")]
     Character { field: &'static str, text: String },
-    #[error("query: `{0}` is no known parameter; use src and dst")]
+    #[error("method: `{0}` is none; write GET, POST, ...")]
+    Method(String),
+    #[error("path: `{0}` is none; write an absolute path, with its query if it has one")]
+    Path(String),
+    #[error("header: `{0}` is none; write NAME: VALUE")]
+    Header(String),
+    #[error("query: `{0}` is no known parameter; use src, dst, method, path and header")]
     Parameter(String),
     #[error("query: `{0}` is not percent-encoded UTF-8")]
     Encoding(String),
@@ -42,26 +94,43 @@ impl ExplainQuery {
         let (name, port) = split_port(destination)?;
         check("source", source)?;
         check("destination", name)?;
-        Ok(Self { source: source.to_owned(), destination: name.to_owned(), port })
+        Ok(Self { source: source.to_owned(), destination: name.to_owned(), port, request: None })
     }
 
     /// From a URL's query, `src=..&dst=..`.
     pub fn from_url(query: &str) -> Result<Self, QueryError> {
         let (mut source, mut destination) = (String::new(), String::new());
+        let (mut method, mut path, mut headers) = (None, None, Vec::new());
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             match key {
                 "src" => source = decode(value)?,
                 "dst" => destination = decode(value)?,
+                "method" => method = Some(decode(value)?),
+                "path" => path = Some(decode(value)?),
+                "header" => headers.push(decode(value)?),
                 _ => return Err(QueryError::Parameter(key.to_owned())),
             }
         }
-        Self::parse(&source, &destination)
+        let mut question = Self::parse(&source, &destination)?;
+        if method.is_some() || path.is_some() || !headers.is_empty() {
+            let (method, path) =
+                (method.unwrap_or_else(|| "GET".to_owned()), path.unwrap_or_else(|| "/".to_owned()));
+            question.request = Some(RequestQuery::parse(&method, &path, &headers)?);
+        }
+        Ok(question)
     }
 
     /// The URL's query.
     pub fn to_url(&self) -> String {
-        format!("src={}&dst={}", encode(&self.source), encode(&self.to_string()))
+        let mut url = format!("src={}&dst={}", encode(&self.source), encode(&self.to_string()));
+        if let Some(request) = &self.request {
+            url.push_str(&format!("&method={}&path={}", encode(&request.method), encode(&request.path)));
+            for (name, value) in &request.headers {
+                url.push_str(&format!("&header={}", encode(&format!("{name}: {value}"))));
+            }
+        }
+        url
     }
 }
 

@@ -1,10 +1,12 @@
-//! `mesh-agent explain SRC DST[:PORT]`: the story of a connection that has not happened yet.
+//! `mesh-agent explain SRC DST[:PORT] [METHOD PATH]`: the story of a connection that has not happened yet.
 
 use super::human::count;
 use super::output::{Printer, Style};
 use super::table::{Cell, Paint, Table, clean, paint};
 use super::{CliError, Exit};
-use crate::admin::{Client, ExplainQuery, Explanation, Match, PartyView, RouteView};
+use crate::admin::{
+    Client, ExplainQuery, Explanation, Match, PartyView, RequestQuery, RequestStory, RouteView,
+};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ExplainArgs {
@@ -14,6 +16,15 @@ pub(super) struct ExplainArgs {
     /// Where to: a workload, a Service (by name, host name or VIP) or any address
     #[arg(value_name = "DST[:PORT]")]
     destination: String,
+    /// A request over that connection: its method
+    #[arg(value_name = "METHOD", requires = "path")]
+    method: Option<String>,
+    /// Its path, with the query if there is one
+    #[arg(value_name = "PATH")]
+    path: Option<String>,
+    /// A header of the request, NAME: VALUE; may be repeated
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", requires = "method")]
+    headers: Vec<String>,
 }
 
 impl ExplainArgs {
@@ -23,7 +34,10 @@ impl ExplainArgs {
 }
 
 pub(super) async fn run(client: &Client, printer: Printer, args: &ExplainArgs) -> Result<Exit, CliError> {
-    let query = ExplainQuery::parse(&args.source, &args.destination)?;
+    let mut query = ExplainQuery::parse(&args.source, &args.destination)?;
+    if let Some((method, path)) = args.method.as_ref().zip(args.path.as_ref()) {
+        query.request = Some(RequestQuery::parse(method, path, &args.headers)?);
+    }
     let explanation = client.explain(&query).await?;
     printer.print(&explanation, draw)?;
     Ok(if explanation.allowed { Exit::Good } else { Exit::No })
@@ -40,12 +54,29 @@ pub(super) fn draw(story: &Explanation, style: Style) -> String {
         out.push_str("\nEndpoints\n");
         out.push_str(&endpoints(&story.route).draw(style));
     }
+    if let Some(request) = &story.request {
+        out.push_str(&request_lines(request));
+    }
     out.push_str("\nPolicies, in the order they are judged\n");
     out.push_str(&steps(story).draw_or(style, "  none: connections are allowed"));
     out.push('\n');
     out.push_str(&verdict(story, style));
     for note in &story.notes {
         out.push_str(&format!("note: {}\n", clean(note)));
+    }
+    out
+}
+
+fn request_lines(request: &RequestStory) -> String {
+    let mut out = format!("\nRequest {} {}\n", clean(&request.method), clean(&request.path));
+    match &request.rule {
+        Some(rule) => {
+            out.push_str(&format!("  {}\n", super::routes::title(rule)));
+            for line in super::routes::lines(rule) {
+                out.push_str(&format!("    {line}\n"));
+            }
+        }
+        None => out.push_str(&format!("  {}\n", clean(&request.outcome))),
     }
     out
 }

@@ -39,3 +39,33 @@ fn bad_questions_are_refused_with_their_field() {
         assert!(ExplainQuery::from_url(query).is_err(), "{query}");
     }
 }
+
+#[test]
+fn a_request_survives_the_way_through_a_url() {
+    let mut query = ExplainQuery::parse("shop/web", "reviews:9080").unwrap();
+    let headers = ["End-User: jason & co".to_owned(), "x:".to_owned()];
+    query.request = Some(RequestQuery::parse("get", "/a?b=c&d=%20", &headers).unwrap());
+    let request = query.request.as_ref().unwrap();
+    assert_eq!(
+        (request.method.as_str(), &request.headers[0]),
+        ("GET", &("end-user".to_owned(), "jason & co".to_owned()))
+    );
+    assert_eq!(ExplainQuery::from_url(&query.to_url()).unwrap(), query);
+    for (method, path, header, field) in [
+        ("", "/", "a: b", "method"),
+        ("G T", "/", "a: b", "method"),
+        ("GET", "a", "a: b", "path"),
+        ("GET", "/a b", "a: b", "path"),
+        ("GET", "/", "a", "header"),
+        ("GET", "/", "a b: c", "header"),
+        ("GET", "/", "a: b\n", "header"),
+    ] {
+        let refused = RequestQuery::parse(method, path, &[header.to_owned()]);
+        if field == "header" && header.ends_with('\n') {
+            assert!(refused.is_ok(), "blanks around a value are none of it");
+            continue;
+        }
+        let error = refused.unwrap_err().to_string();
+        assert!(error.starts_with(field), "{method:?} {path:?} {header:?}: {error}");
+    }
+}

@@ -4,8 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::rows;
+use super::{http, rows};
 use crate::admin::{ExplainError, ExplainQuery, Explanation, Match, PartyView, RouteView, StepView};
+use crate::decide::Snapshot as _;
 use crate::decide::bypass::{KernelVerdict, kernel_verdict};
 use crate::decide::inbound::{self, ConnFacts, Stage, Step};
 use crate::decide::outbound::{OutboundPlan, Transport, plan, transport};
@@ -21,6 +22,7 @@ pub(super) fn explain(world: &World, node: &str, query: &ExplainQuery) -> Result
     // The question may be asked on any node: the answer is the one of the source's agent.
     let node = if source.node.is_empty() { node } else { &source.node };
     let mut story = Story::begin(world, source, target);
+    story.http(world, query);
     match plan(world, source, target) {
         OutboundPlan::Refuse(reason) => story.refuse(reason),
         OutboundPlan::Passthrough(to) => story.passthrough(to),
@@ -68,10 +70,23 @@ impl<'a> Story<'a> {
                 endpoints: Vec::new(),
             },
             steps: Vec::new(),
+            request: None,
             world_version: world.version,
             notes: Vec::new(),
         };
         Self { source, target, answer }
+    }
+
+    /// What becomes of the request, or that rules hold where none was asked about.
+    fn http(&mut self, world: &World, query: &ExplainQuery) {
+        let service = world.service_at(self.target.ip()).map(Arc::clone);
+        if let Some(request) = &query.request {
+            let port = self.target.port();
+            self.answer.request = Some(http::request(world, self.source, service.as_deref(), port, request));
+        } else if service.is_some_and(|service| world.has_http_rules(&service)) {
+            let note = "HTTP rules hold for this Service: add METHOD PATH to see which one takes a request";
+            self.answer.notes.push(note.to_owned());
+        }
     }
 
     fn refuse(&mut self, reason: Reason) {
@@ -215,7 +230,7 @@ fn action(stage: Stage) -> &'static str {
 }
 
 /// `NAMESPACE/NAME`, `NAME.NAMESPACE` or an address.
-fn find_workload<'a>(world: &'a World, text: &str) -> Option<&'a Workload> {
+pub(super) fn find_workload<'a>(world: &'a World, text: &str) -> Option<&'a Workload> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return world.workload_at(address).map(Arc::as_ref);
     }
@@ -255,7 +270,7 @@ fn destination(world: &World, source: &Workload, query: &ExplainQuery) -> Result
     Ok(SocketAddr::new(*address, port(query, None)?))
 }
 
-fn find_service<'a>(world: &'a World, source: &Workload, text: &str) -> Option<&'a Service> {
+pub(super) fn find_service<'a>(world: &'a World, source: &Workload, text: &str) -> Option<&'a Service> {
     let host = text.trim_end_matches('.');
     let by_host = world.services().find(|service| host.eq_ignore_ascii_case(&service.hostname));
     let named = |namespace: &str, name: &str| {
@@ -267,7 +282,7 @@ fn find_service<'a>(world: &'a World, source: &Workload, text: &str) -> Option<&
         .map(Arc::as_ref)
 }
 
-fn port(query: &ExplainQuery, service: Option<&Service>) -> Result<u16, ExplainError> {
+pub(super) fn port(query: &ExplainQuery, service: Option<&Service>) -> Result<u16, ExplainError> {
     let only = || match service?.ports.as_slice() {
         [one] => Some(one.port),
         _ => None,
