@@ -167,6 +167,8 @@ impl Agent {
             node_tunnels: TunnelBudgets::of_node(),
             pods: arc_swap::ArcSwap::default(),
             turns: parking_lot::Mutex::default(),
+            destinations: crate::proxy::http::destination::Destinations::default(),
+            began: Instant::now(),
         });
         let workers = (0..settings.workers)
             .map(|index| WorkerHandle::start(index, Arc::clone(&shared)))

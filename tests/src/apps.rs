@@ -6,6 +6,7 @@ mod http;
 mod nginx;
 mod tcp;
 
+use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -51,6 +52,17 @@ pub struct Stats {
     received: AtomicU64,
     resets: AtomicU64,
     seen: Mutex<Vec<SeenConn>>,
+    requests: AtomicU64,
+    asked: Mutex<Vec<Asked>>,
+    /// How often each key of a request was met.
+    keys: Mutex<HashMap<String, u64>>,
+}
+
+/// One HTTP request as the application saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub host: String,
+    pub path: String,
 }
 
 impl Stats {
@@ -71,6 +83,35 @@ impl Stats {
     /// Connections that ended with a reset from the other side.
     pub fn resets(&self) -> u64 {
         self.resets.load(Ordering::Relaxed)
+    }
+
+    /// HTTP requests.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// The latest requests, the oldest first.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().clone()
+    }
+
+    fn requested(&self, headers: &::http::HeaderMap, uri: &::http::Uri) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let host = headers.get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);
+        let host = host.or_else(|| uri.authority().map(ToString::to_string)).unwrap_or_default();
+        let mut asked = self.asked.lock();
+        if asked.len() == SEEN_MAX {
+            asked.remove(0);
+        }
+        asked.push(Asked { host, path: uri.path_and_query().map(ToString::to_string).unwrap_or_default() });
+    }
+
+    /// The number of this request among those with its key, from 1.
+    fn nth(&self, key: &str) -> u64 {
+        let mut keys = self.keys.lock();
+        let count = keys.entry(key.to_owned()).or_default();
+        *count += 1;
+        *count
     }
 
     pub fn seen(&self) -> Vec<SeenConn> {
@@ -156,9 +197,11 @@ impl App {
         )
     }
 
-    /// HTTP/1.1 that answers with JSON: `pod`, `peer`, `local`, `method`, `path`, `headers`, `body_bytes`.
+    /// HTTP/1.1 and HTTP/2 that answers with JSON: `pod`, `version` (the pod's label), `peer`, `local`, `protocol`,
+    /// `method`, `path`, `headers`, `body_bytes`; what else it can do, see [`http`].
     pub fn http(pod: &Pod, port: u16) -> Result<Self> {
-        let name: Arc<str> = Arc::from(pod.name());
+        let version = pod.labels().get("version").cloned();
+        let name = Arc::new(http::Name { pod: pod.name().to_owned(), version });
         let serve =
             move |stream, stats| -> Serving { Box::pin(http::serve(stream, stats, Arc::clone(&name))) };
         Self::start(pod.netns(), port, Arc::new(serve))

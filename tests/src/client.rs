@@ -1,5 +1,5 @@
 //! Clients: plain sockets, with what a test may want to set on them, and one HTTP request.
-use std::io::{Read, Write};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -145,5 +145,137 @@ fn join_chunks(mut rest: &[u8]) -> Result<Vec<u8>> {
         }
         body.extend_from_slice(rest.get(..size).context("a chunk is cut short")?);
         rest = rest.get(size + 2..).context("a chunk without an end")?;
+    }
+}
+
+/// One HTTP/1.1 connection that stays open from request to request.
+#[derive(Debug)]
+pub struct Session {
+    read: BufReader<TcpStream>,
+    write: TcpStream,
+    host: String,
+}
+
+/// A request of a [`Session`].
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    pub method: &'a str,
+    pub path: &'a str,
+    pub headers: &'a [(&'a str, &'a str)],
+    pub body: &'a [u8],
+}
+
+impl<'a> Ask<'a> {
+    pub fn get(path: &'a str) -> Self {
+        Self { method: "GET", path, headers: &[], body: b"" }
+    }
+
+    #[must_use]
+    pub fn headers(mut self, headers: &'a [(&'a str, &'a str)]) -> Self {
+        self.headers = headers;
+        self
+    }
+
+    pub fn post(path: &'a str, body: &'a [u8]) -> Self {
+        Self { method: "POST", path, headers: &[], body }
+    }
+}
+
+impl Session {
+    pub fn new(stream: TcpStream, host: &str) -> Result<Self> {
+        let write = stream.try_clone().context("cannot copy a socket")?;
+        Ok(Self { read: BufReader::new(stream), write, host: host.to_owned() })
+    }
+
+    /// Waits longer for an answer than other clients of the lab.
+    pub fn patient(self, deadline: Duration) -> Result<Self> {
+        self.write.set_read_timeout(Some(deadline)).context("cannot set the read deadline")?;
+        Ok(self)
+    }
+
+    pub fn get(&mut self, path: &str) -> Result<HttpReply> {
+        self.ask(&Ask::get(path))
+    }
+
+    /// Sends a request and reads its answer.
+    pub fn ask(&mut self, ask: &Ask<'_>) -> Result<HttpReply> {
+        let mut head = format!("{} {} HTTP/1.1\r\nHost: {}\r\n", ask.method, ask.path, self.host);
+        for (name, value) in ask.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if !ask.body.is_empty() {
+            head.push_str(&format!("Content-Length: {}\r\n", ask.body.len()));
+        }
+        head.push_str("\r\n");
+        let mut all = head.into_bytes();
+        all.extend_from_slice(ask.body);
+        self.send(&all)?;
+        self.answer(ask.method == "HEAD")
+    }
+
+    /// Sends bytes as they are.
+    pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write.write_all(bytes).context("writing an HTTP request")
+    }
+
+    /// The connection itself, after an answer of 101. Nothing has been read beyond it.
+    pub fn into_stream(self) -> TcpStream {
+        self.write
+    }
+
+    /// Reads the next answer; interim ones are passed over.
+    pub fn answer(&mut self, headless: bool) -> Result<HttpReply> {
+        loop {
+            let reply = self.head()?;
+            if reply.status == 101 || !(100..200).contains(&reply.status) {
+                return self.body(reply, headless);
+            }
+        }
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        if self.read.read_line(&mut line).context("reading an HTTP answer")? == 0 {
+            bail!("the connection ended before an answer");
+        }
+        Ok(line.trim_end().to_owned())
+    }
+
+    fn head(&mut self) -> Result<HttpReply> {
+        let first = self.line()?;
+        let status = first.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let status = status.with_context(|| format!("not an HTTP answer: {first:?}"))?;
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line()?;
+            let Some((name, value)) = line.split_once(':') else { break };
+            headers.push((name.trim().to_owned(), value.trim().to_owned()));
+        }
+        Ok(HttpReply { status, headers, body: Vec::new() })
+    }
+
+    fn body(&mut self, mut reply: HttpReply, headless: bool) -> Result<HttpReply> {
+        if headless || reply.status == 204 || reply.status == 304 || reply.status == 101 {
+            return Ok(reply);
+        }
+        if let Some(length) = reply.header("content-length") {
+            let length: usize = length.parse().context("a length")?;
+            reply.body = vec![0; length];
+            self.read.read_exact(&mut reply.body).context("reading a body")?;
+        } else if reply.header("transfer-encoding").is_some() {
+            loop {
+                let size = usize::from_str_radix(&self.line()?, 16).context("a chunk's size")?;
+                let mut chunk = vec![0; size];
+                self.read.read_exact(&mut chunk).context("reading a chunk")?;
+                reply.body.extend_from_slice(&chunk);
+                self.line()?;
+                if size == 0 {
+                    break;
+                }
+            }
+        } else {
+            self.read.read_to_end(&mut reply.body).context("reading to the end")?;
+        }
+        Ok(reply)
     }
 }

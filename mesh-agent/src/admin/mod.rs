@@ -14,7 +14,7 @@ pub mod views;
 pub mod views_http;
 
 pub use client::{Client, ClientError, Dial, DialError, Dialling, Stream};
-pub use query::{ExplainQuery, RequestQuery};
+pub use query::{AskedRequest, ExplainQuery};
 pub use server::{AdminServer, HttpServer, Limits};
 pub use socket::{SocketError, Takeover};
 pub use views::*;

@@ -1,4 +1,4 @@
-//! The question `explain SRC DST[:PORT]`: its text form on the command line and in a URL.
+//! The question `explain SRC DST[:PORT] [METHOD PATH]`: its text form on the command line and in a URL.
 //! Owns: parsing both. Never: resolves a name (the source does). Called by `cli::explain` and `admin::routes`.
 
 use std::fmt;
@@ -7,10 +7,8 @@ use std::str::FromStr;
 
 /// Longest name or address in a question, bytes.
 pub const NAME_MAX_BYTES: usize = 512;
-
-/// Longest path and longest header of a request in a question, bytes; and how many headers it may have.
-pub const TEXT_MAX_BYTES: usize = 8192;
-pub const HEADERS_MAX: usize = 64;
+/// Longest path of a request in a question, bytes.
+pub const PATH_MAX_BYTES: usize = 8192;
 
 /// Who wants to reach whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,48 +19,18 @@ pub struct ExplainQuery {
     pub destination: String,
     /// None: the destination's only port.
     pub port: Option<u16>,
-    /// None: a connection, whatever goes over it.
-    pub request: Option<RequestQuery>,
+    /// None: a TCP connection.
+    pub request: Option<AskedRequest>,
 }
 
-/// A request over the connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RequestQuery {
+/// The request that is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskedRequest {
     pub method: String,
-    /// With its query.
+    /// With its query, as a client would send it.
     pub path: String,
-    /// In the order in which they were written.
+    /// Names in lower case.
     pub headers: Vec<(String, String)>,
-}
-
-impl RequestQuery {
-    /// From the words of the command line; a header is `NAME: VALUE`.
-    pub fn parse(method: &str, path: &str, headers: &[String]) -> Result<Self, QueryError> {
-        let word = !method.is_empty() && method.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-');
-        if !word || method.len() > 32 {
-            return Err(QueryError::Method(method.chars().take(64).collect()));
-        }
-        if !path.starts_with('/')
-            || path.len() > TEXT_MAX_BYTES
-            || path.bytes().any(|b| b <= b' ' || b == 0x7f)
-        {
-            return Err(QueryError::Path(path.chars().take(64).collect()));
-        }
-        if headers.len() > HEADERS_MAX {
-            return Err(QueryError::Header(format!("{} headers", headers.len())));
-        }
-        let pairs = headers.iter().map(|text| {
-            let bad = || QueryError::Header(text.chars().take(64).collect());
-            let (name, value) = text.split_once(':').ok_or_else(bad)?;
-            let (name, value) = (name.trim().to_ascii_lowercase(), value.trim().to_owned());
-            let good = http::HeaderName::from_bytes(name.as_bytes()).is_ok()
-                && http::HeaderValue::from_str(&value).is_ok()
-                && text.len() <= TEXT_MAX_BYTES;
-            if good { Ok((name, value)) } else { Err(bad()) }
-        });
-        let headers = pairs.collect::<Result<_, _>>()?;
-        Ok(Self { method: method.to_ascii_uppercase(), path: path.to_owned(), headers })
-    }
 }
 
 /// Why a text is no question.
@@ -76,12 +44,14 @@ pub enum QueryError {
     Port(String),
     #[error("{field}: `{text}` has a character that no name has")]
     Character { field: &'static str, text: String },
-    #[error("method: `{0}` is none; write GET, POST, ...")]
+    #[error("method: `{0}` is none; write e.g. GET")]
     Method(String),
-    #[error("path: `{0}` is none; write an absolute path, with its query if it has one")]
+    #[error("path: `{0}` does not begin with a slash, or has a character that no path has")]
     Path(String),
-    #[error("header: `{0}` is none; write NAME: VALUE")]
+    #[error("header: `{0}` is none; write `NAME: VALUE`")]
     Header(String),
+    #[error("query: a request needs both method and path")]
+    Half,
     #[error("query: `{0}` is no known parameter; use src, dst, method, path and header")]
     Parameter(String),
     #[error("query: `{0}` is not percent-encoded UTF-8")]
@@ -97,7 +67,30 @@ impl ExplainQuery {
         Ok(Self { source: source.to_owned(), destination: name.to_owned(), port, request: None })
     }
 
-    /// From a URL's query, `src=..&dst=..`.
+    /// The same question about a request; headers as `NAME: VALUE`.
+    pub fn with_request(self, method: &str, path: &str, headers: &[String]) -> Result<Self, QueryError> {
+        let token = !method.is_empty() && method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-');
+        if !token {
+            return Err(QueryError::Method(method.to_owned()));
+        }
+        let printable = path.bytes().all(|byte| byte > b' ' && byte != 0x7f);
+        if !(path.starts_with('/') || path == "*") || !printable || path.len() > PATH_MAX_BYTES {
+            return Err(QueryError::Path(path.to_owned()));
+        }
+        let header = |text: &String| {
+            let bad = || QueryError::Header(text.clone());
+            let (name, value) = text.split_once(':').ok_or_else(bad)?;
+            let name: http::HeaderName = name.trim().parse().map_err(|_invalid| bad())?;
+            let value = value.trim();
+            let _valid = http::HeaderValue::from_str(value).map_err(|_invalid| bad())?;
+            Ok((name.as_str().to_owned(), value.to_owned()))
+        };
+        let headers = headers.iter().map(header).collect::<Result<_, _>>()?;
+        let request = AskedRequest { method: method.to_owned(), path: path.to_owned(), headers };
+        Ok(Self { request: Some(request), ..self })
+    }
+
+    /// From a URL's query, `src=..&dst=..`, and for a request `&method=..&path=..&header=..&header=..`.
     pub fn from_url(query: &str) -> Result<Self, QueryError> {
         let (mut source, mut destination) = (String::new(), String::new());
         let (mut method, mut path, mut headers) = (None, None, Vec::new());
@@ -112,13 +105,12 @@ impl ExplainQuery {
                 _ => return Err(QueryError::Parameter(key.to_owned())),
             }
         }
-        let mut question = Self::parse(&source, &destination)?;
-        if method.is_some() || path.is_some() || !headers.is_empty() {
-            let (method, path) =
-                (method.unwrap_or_else(|| "GET".to_owned()), path.unwrap_or_else(|| "/".to_owned()));
-            question.request = Some(RequestQuery::parse(&method, &path, &headers)?);
+        let asked = Self::parse(&source, &destination)?;
+        match (method, path) {
+            (Some(method), Some(path)) => asked.with_request(&method, &path, &headers),
+            (None, None) if headers.is_empty() => Ok(asked),
+            _ => Err(QueryError::Half),
         }
-        Ok(question)
     }
 
     /// The URL's query.

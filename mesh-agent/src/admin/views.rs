@@ -437,7 +437,7 @@ pub struct Explanation {
     pub steps: Vec<StepView>,
     /// What becomes of the request that was asked about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request: Option<RequestStory>,
+    pub http: Option<RequestStory>,
     pub world_version: u64,
     /// Things worth knowing that did not decide.
     pub notes: Vec<String>,

@@ -34,7 +34,7 @@ pub(super) async fn drain(
         () = hurry => false,
     };
     if !all_gone {
-        let cut = shared.connections.cut_if(&|_| Some(Reason::DrainDeadline));
+        let cut = shared.connections.cut_if(&|_, _| Some(Reason::DrainDeadline));
         tracing::warn!(connections = cut, ?deadline, "cut at the drain deadline");
         cut_ones_gone(&shared.connections).await;
     }

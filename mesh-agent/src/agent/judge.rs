@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use crate::capture::{KernelAction, LiveFlow};
 use crate::decide::Snapshot as _;
 use crate::decide::bypass::{KernelVerdict, kernel_verdict};
-use crate::decide::inbound::{ConnFacts, admit};
+use crate::decide::inbound::{ConnFacts, admit, admit_any_request};
 use crate::model::{Reason, Workload};
 use crate::observe::{ConnMeta, Direction};
 use crate::proxy::worker::Shared;
@@ -25,14 +25,15 @@ pub(super) struct LocalView<'a> {
 /// Cuts the relayed connections that the current snapshot does not allow.
 pub(super) fn cut_forbidden(shared: &Shared) {
     let world = shared.store.load();
-    let cut = shared.connections.cut_if(&|meta| still_allowed(&world, meta));
+    let cut = shared.connections.cut_if(&|meta, http| still_allowed(&world, meta, http));
     if cut > 0 {
         tracing::info!(connections = cut, "cut: the new state does not allow them");
     }
 }
 
-/// Whether a relayed connection must end under `world`, and why.
-pub(super) fn still_allowed(world: &World, meta: &ConnMeta) -> Option<Reason> {
+/// Whether a relayed connection must end under `world`, and why. One that carries HTTP ends if no request on it would be
+/// admitted any more; else each is judged when it comes.
+pub(super) fn still_allowed(world: &World, meta: &ConnMeta, http: bool) -> Option<Reason> {
     for party in [&meta.source, &meta.destination] {
         if let Some(workload) = &party.workload
             && world.workload(&workload.id).is_none()
@@ -55,7 +56,11 @@ pub(super) fn still_allowed(world: &World, meta: &ConnMeta) -> Option<Reason> {
         source_ip: meta.source.address.ip(),
         destination: meta.destination.address,
     };
-    admit(world, destination, &facts).err().map(|_reason| Reason::PolicyChanged)
+    let judged = match http {
+        true => admit_any_request(world, destination, &facts),
+        false => admit(world, destination, &facts),
+    };
+    judged.err().map(|_reason| Reason::PolicyChanged)
 }
 
 /// Whether a bypassed flow must end under `world`, and why. `source` is none where its opener's pod is gone.

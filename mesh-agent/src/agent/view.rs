@@ -2,7 +2,7 @@
 //! modules. Owns: the mapping from their types to the API's. Never: changes anything. Called by `admin`'s servers.
 
 mod explain;
-mod http;
+mod routes;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -296,7 +296,7 @@ impl AdminSource for NodeView {
     }
 
     fn routes(&self, query: &ExplainQuery) -> Result<RoutesView, ExplainError> {
-        http::routes(&self.shared.store.load(), query)
+        routes::routes(&self.shared.store.load(), query)
     }
 
     fn missing(&self) -> Vec<String> {

@@ -29,3 +29,8 @@ pub const CANONICAL_NAME_LABELS: [&str; 3] =
 /// Where `istio_canonical_revision` comes from, first found.
 pub const CANONICAL_REVISION_LABELS: [&str; 3] =
     ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
+
+/// Where a node is, from the largest to the smallest.
+pub const REGION_LABEL: &str = "topology.kubernetes.io/region";
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+pub const SUBZONE_LABEL: &str = "topology.istio.io/subzone";

@@ -1,12 +1,10 @@
-//! `mesh-agent explain SRC DST[:PORT] [METHOD PATH]`: the story of a connection that has not happened yet.
+//! `mesh-agent explain SRC DST[:PORT] [METHOD PATH]`: the story of a connection, or a request, that has not happened yet.
 
 use super::human::count;
 use super::output::{Printer, Style};
 use super::table::{Cell, Paint, Table, clean, paint};
 use super::{CliError, Exit};
-use crate::admin::{
-    Client, ExplainQuery, Explanation, Match, PartyView, RequestQuery, RequestStory, RouteView,
-};
+use crate::admin::{Client, ExplainQuery, Explanation, Match, PartyView, RequestStory, RouteView};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ExplainArgs {
@@ -16,14 +14,14 @@ pub(super) struct ExplainArgs {
     /// Where to: a workload, a Service (by name, host name or VIP) or any address
     #[arg(value_name = "DST[:PORT]")]
     destination: String,
-    /// A request over that connection: its method
+    /// Of a request; without it a TCP connection is meant
     #[arg(value_name = "METHOD", requires = "path")]
     method: Option<String>,
-    /// Its path, with the query if there is one
+    /// With its query
     #[arg(value_name = "PATH")]
     path: Option<String>,
-    /// A header of the request, NAME: VALUE; may be repeated
-    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", requires = "method")]
+    /// A header of the request, `NAME: VALUE`; may be given several times
+    #[arg(short = 'H', long = "header", value_name = "HEADER", requires = "method")]
     headers: Vec<String>,
 }
 
@@ -35,8 +33,8 @@ impl ExplainArgs {
 
 pub(super) async fn run(client: &Client, printer: Printer, args: &ExplainArgs) -> Result<Exit, CliError> {
     let mut query = ExplainQuery::parse(&args.source, &args.destination)?;
-    if let Some((method, path)) = args.method.as_ref().zip(args.path.as_ref()) {
-        query.request = Some(RequestQuery::parse(method, path, &args.headers)?);
+    if let (Some(method), Some(path)) = (&args.method, &args.path) {
+        query = query.with_request(method, path, &args.headers)?;
     }
     let explanation = client.explain(&query).await?;
     printer.print(&explanation, draw)?;
@@ -54,7 +52,7 @@ pub(super) fn draw(story: &Explanation, style: Style) -> String {
         out.push_str("\nEndpoints\n");
         out.push_str(&endpoints(&story.route).draw(style));
     }
-    if let Some(request) = &story.request {
+    if let Some(request) = &story.http {
         out.push_str(&request_lines(request));
     }
     out.push_str("\nPolicies, in the order they are judged\n");

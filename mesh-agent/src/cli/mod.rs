@@ -92,7 +92,7 @@ enum Verb {
     #[command(visible_alias = "conn")]
     Connections(Asked<connections::ConnectionsArgs>),
     /// What happens when SRC connects to DST, and which rule decides
-    Explain(Asked<explain::ExplainArgs>),
+    Explain(Asked<Box<explain::ExplainArgs>>),
     /// The HTTP rules that SRC's requests to HOST meet, in order
     #[command(visible_alias = "route")]
     Routes(Asked<routes::RoutesArgs>),

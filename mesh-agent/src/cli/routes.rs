@@ -35,7 +35,7 @@ pub(super) fn draw(routes: &RoutesView, style: Style) -> String {
     let by = routes.policy.object.as_deref().unwrap_or("nobody's DestinationRule");
     fact("Balance", Cell::new(format!("{} ({by})", routes.policy.balance)));
     for setting in &routes.policy.settings {
-        fact("", Cell::new(setting));
+        fact("Bounds", Cell::new(setting));
     }
     let mut out = facts.draw(style);
     out.push_str("\nRules, in the order they are tried\n");

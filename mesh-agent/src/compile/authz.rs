@@ -5,11 +5,11 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::security_object::{check, report, salvage_selector, selector, with_spec};
-use super::values::{Fault, Lists, account, block, fault, pattern, port, principal, read};
+use super::values::{Fault, Lists, account, block, fault, path_pattern, pattern, port, principal, read};
 use super::{Compiled, Head, Kind, Object, typed};
 use crate::api::istio::security::{self as api, AuthorizationPolicy};
 use crate::api::names::DRY_RUN_ANNOTATION;
-use crate::model::policy::{AuthzRule, AuthzScope, Condition, Operation, Source};
+use crate::model::policy::{AuthzRule, AuthzScope, Condition, Operation, PathPattern, Source, StringMatch};
 use crate::model::{AuthzAction, AuthzPolicy, PolicyRef};
 
 pub(super) fn compile(head: &Head<'_>, value: &Value, out: &mut Compiled) {
@@ -229,13 +229,22 @@ fn source(head: &Head<'_>, path: &str, source: Option<&api::Source>, faults: &mu
             faults,
             pattern,
         ),
-        http: http_fields(
+        remote_ip_blocks: read(
+            path,
+            &lists(
+                "remoteIpBlocks",
+                &source.remote_ip_blocks,
+                "notRemoteIpBlocks",
+                &source.not_remote_ip_blocks,
+            ),
+            faults,
+            block,
+        ),
+        token: token_fields(
             path,
             &[
-                ("requestPrincipals", &source.request_principals, pattern_only),
-                ("notRequestPrincipals", &source.not_request_principals, pattern_only),
-                ("remoteIpBlocks", &source.remote_ip_blocks, block_only),
-                ("notRemoteIpBlocks", &source.not_remote_ip_blocks, block_only),
+                ("requestPrincipals", &source.request_principals),
+                ("notRequestPrincipals", &source.not_request_principals),
             ],
             faults,
         ),
@@ -249,17 +258,26 @@ fn operation(path: &str, operation: Option<&api::Operation>, faults: &mut Vec<Fa
     };
     Operation {
         ports: read(path, &lists("ports", &operation.ports, "notPorts", &operation.not_ports), faults, port),
-        http: http_fields(
+        hosts: read(
             path,
-            &[
-                ("hosts", &operation.hosts, pattern_only),
-                ("notHosts", &operation.not_hosts, pattern_only),
-                ("methods", &operation.methods, pattern_only),
-                ("notMethods", &operation.not_methods, pattern_only),
-                ("paths", &operation.paths, pattern_only),
-                ("notPaths", &operation.not_paths, pattern_only),
-            ],
+            &lists("hosts", &operation.hosts, "notHosts", &operation.not_hosts),
             faults,
+            |text| {
+                // Host names have no case (RFC 9110, 4.2.3).
+                pattern(&text.to_ascii_lowercase())
+            },
+        ),
+        methods: read(
+            path,
+            &lists("methods", &operation.methods, "notMethods", &operation.not_methods),
+            faults,
+            pattern,
+        ),
+        paths: read(
+            path,
+            &lists("paths", &operation.paths, "notPaths", &operation.not_paths),
+            faults,
+            path_pattern,
         ),
     }
 }
@@ -273,24 +291,17 @@ fn lists<'a>(
     Lists { any: (any, values), none: (none, not_values) }
 }
 
-type Checked = Result<(), (String, String)>;
-type HttpField<'a> = (&'static str, &'a Option<Vec<String>>, fn(&str) -> Checked);
-
-fn pattern_only(text: &str) -> Checked {
-    pattern(text).map(drop)
-}
-
-fn block_only(text: &str) -> Checked {
-    block(text).map(drop)
-}
-
-/// Names of the HTTP-only fields that are set; their values are checked all the same, so that a slip shows now.
-fn http_fields(path: &str, fields: &[HttpField<'_>], faults: &mut Vec<Fault>) -> Vec<&'static str> {
+/// Names of the fields that are set; their values are checked all the same, so that a slip shows now.
+fn token_fields(
+    path: &str,
+    fields: &[(&'static str, &Option<Vec<String>>)],
+    faults: &mut Vec<Fault>,
+) -> Vec<&'static str> {
     let mut names = Vec::new();
-    for &(name, list, check) in fields {
+    for &(name, list) in fields {
         if list.is_some() {
             names.push(name);
-            read(path, &lists(name, list, "", &None), faults, check);
+            read(path, &lists(name, list, "", &None), faults, pattern);
         }
     }
     names
@@ -317,36 +328,44 @@ fn condition(
         "source.trustDomain" => Condition::SourceTrustDomain(read(path, &lists, faults, pattern)),
         "destination.ip" => Condition::DestinationIp(read(path, &lists, faults, block)),
         "destination.port" => Condition::DestinationPort(read(path, &lists, faults, port)),
-        "remote.ip" => {
-            read(path, &lists, faults, block_only);
-            Condition::Http(when.key.as_str().into())
-        }
-        key if is_http_key(key) => {
-            read(path, &lists, faults, pattern_only);
-            Condition::Http(key.into())
-        }
-        key => {
-            faults.push(fault(
-                &format!("{path}.key"),
-                format!("`{key}` is not an attribute"),
-                "use source.*, destination.*, remote.ip, request.headers[..] or request.auth.*",
-            ));
-            return None;
-        }
+        "remote.ip" => Condition::RemoteIp(read(path, &lists, faults, block)),
+        "connection.sni" => Condition::Sni(read(path, &lists, faults, pattern)),
+        key => return other_condition(path, key, &lists, faults),
     })
 }
 
-/// Keys whose value only a request (or a TLS hello that the mesh does not see) has.
-fn is_http_key(key: &str) -> bool {
-    let with_name = |prefix: &str| {
-        key.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(']')).is_some_and(|name| !name.is_empty())
-    };
-    matches!(
-        key,
-        "request.auth.principal" | "request.auth.audiences" | "request.auth.presenter" | "connection.sni"
-    ) || with_name("request.headers[")
-        || with_name("request.auth.claims[")
-        || key.starts_with("experimental.envoy.filters.")
+fn other_condition(path: &str, key: &str, lists: &Lists<'_>, faults: &mut Vec<Fault>) -> Option<Condition> {
+    let name = |prefix: &str| key.strip_prefix(prefix)?.strip_suffix(']').filter(|name| !name.is_empty());
+    if let Some(name) = name("request.headers[") {
+        let name = name.to_ascii_lowercase();
+        if !is_header_name(&name) {
+            faults.push(fault(
+                &format!("{path}.key"),
+                format!("`{name}` is not the name of a header"),
+                "write e.g. request.headers[x-tenant]",
+            ));
+        }
+        return Some(Condition::Header(name.into(), read(path, lists, faults, pattern)));
+    }
+    let token = matches!(key, "request.auth.principal" | "request.auth.audiences" | "request.auth.presenter")
+        || name("request.auth.claims[").is_some()
+        || key.starts_with("experimental.envoy.filters.");
+    if token {
+        read(path, lists, faults, pattern);
+        return Some(Condition::Token(key.into()));
+    }
+    faults.push(fault(
+        &format!("{path}.key"),
+        format!("`{key}` is not an attribute"),
+        "use source.*, destination.*, remote.ip, request.headers[..] or request.auth.*",
+    ));
+    None
+}
+
+/// A name that a request can have (RFC 9110, 5.6.2), or one of HTTP/2's own.
+fn is_header_name(name: &str) -> bool {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    matches!(name, ":authority" | ":method" | ":path" | ":scheme") || name.bytes().all(token)
 }
 
 /// `istio.io/dry-run`: a value that is no boolean is not taken as a yes.
@@ -385,19 +404,41 @@ fn warn(head: &Head<'_>, policy: &AuthzPolicy, out: &mut Compiled) {
         ));
     }
     for (index, rule) in policy.rules.iter().enumerate() {
-        if let Some(name) = crate::decide::authz::http_field(rule) {
+        let field = format!("spec.rules[{index}]");
+        if let Some(name) = crate::decide::authz::token_field(rule) {
             let effect = if policy.action == AuthzAction::Allow {
-                "this version judges connections, so the rule allows nothing"
+                "so it allows nothing"
             } else {
-                "this version judges connections, so it counts as matched"
+                "so it counts as matched"
             };
             out.diagnostics.push(head.warning(
-                &format!("spec.rules[{index}]"),
-                &format!("`{name}` needs HTTP; {effect}"),
-                "rely on ports and identities only",
+                &field,
+                &format!("`{name}` needs a token, and this version verifies none, {effect}"),
+                "rely on identities, methods, paths and headers only",
+            ));
+        }
+        for text in rule.to.iter().filter_map(never_a_path) {
+            out.diagnostics.push(head.warning(
+                &field,
+                &format!("the path `{text}` matches no request"),
+                "write paths with their slash at the beginning and without a query",
             ));
         }
     }
+}
+
+/// A text in `paths` that no request's path can be.
+fn never_a_path(operation: &Operation) -> Option<&str> {
+    operation.paths.any.iter().chain(&operation.paths.none).find_map(|pattern| match pattern {
+        PathPattern::Text(StringMatch::Exact(text)) if **text == *"*" => None,
+        PathPattern::Text(StringMatch::Exact(text) | StringMatch::Prefix(text))
+            if !text.starts_with('/') || text.contains(['?', '#']) =>
+        {
+            Some(&**text)
+        }
+        PathPattern::Text(StringMatch::Suffix(text)) if text.contains(['?', '#']) => Some(&**text),
+        _ => None,
+    })
 }
 
 /// Denies as widely as the object may have meant: its selector or Services where those can be read, else its

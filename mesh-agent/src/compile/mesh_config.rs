@@ -226,6 +226,7 @@ pub fn settings(config: &MeshConfig, mesh: &MeshSettings) -> Vec<Setting> {
                 let any = config.outbound_traffic_policy.as_ref().map(|policy| policy.mode);
                 (any != Some(OutboundMode::AllowAny)).then(|| NOT_BUILT.to_owned())
             }
+            "pathNormalization" => None,
             "localityLbSetting" => {
                 let off = config.locality_lb_setting.as_ref().and_then(|set| set.enabled) == Some(false);
                 (!off).then(|| NOT_BUILT.to_owned())

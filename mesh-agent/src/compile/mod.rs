@@ -162,6 +162,8 @@ pub struct NodeFacts {
     pub name: Arc<str>,
     /// `status.addresses` of type InternalIP.
     pub addresses: Vec<IpAddr>,
+    /// `region/zone/subzone` from its labels, as far as they go; empty without a region.
+    pub locality: Arc<str>,
     pub labels: Labels,
 }
 

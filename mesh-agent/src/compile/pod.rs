@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{Compiled, Diagnostic, Head, Kind, NamespaceFacts, NodeFacts, Object, Origin, PodFacts, typed};
 use crate::api::names::{
     CANONICAL_NAME_LABELS, CANONICAL_REVISION_LABELS, MESH_DISABLED, MESH_ENABLED, MESH_LABEL,
-    NETNS_ANNOTATION, POD_TEMPLATE_HASH_LABEL,
+    NETNS_ANNOTATION, POD_TEMPLATE_HASH_LABEL, REGION_LABEL, SUBZONE_LABEL, ZONE_LABEL,
 };
 use crate::api::{Namespace, Node, Pod};
 use crate::model::{Identity, Labels, Workload, WorkloadId};
@@ -70,8 +70,16 @@ pub(super) fn node(head: &Head<'_>, value: &Value, out: &mut Compiled) {
     let internal = listed.iter().filter(|address| address.type_ == "InternalIP");
     let addresses = internal.filter_map(|address| address.address.parse().ok()).collect();
     let labels = object.metadata.labels.unwrap_or_default();
-    let facts = NodeFacts { name: Arc::clone(&head.name), addresses, labels };
+    let facts = NodeFacts { name: Arc::clone(&head.name), addresses, locality: locality(&labels), labels };
     out.objects.push((head.key(Kind::Node), Object::Node(facts)));
+}
+
+fn locality(labels: &Labels) -> Arc<str> {
+    let known: Vec<&str> = [REGION_LABEL, ZONE_LABEL, SUBZONE_LABEL]
+        .into_iter()
+        .map_while(|label| labels.get(label).map(String::as_str))
+        .collect();
+    known.join("/").into()
 }
 
 pub(super) fn pod(head: &Head<'_>, value: &Value, out: &mut Compiled) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::model::policy::{StringMatch, Values};
+use crate::model::policy::{PathPattern, PathTemplate, StringMatch, Values};
 
 /// What is wrong with one field: its path, the message, the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +70,55 @@ pub(super) fn pattern(text: &str) -> Parsed<StringMatch> {
     } else {
         StringMatch::Exact(text.into())
     })
+}
+
+/// A path: as any text, or a template if it has one of the operators `{*}` and `{**}`.
+pub(super) fn path_pattern(text: &str) -> Parsed<PathPattern> {
+    if !text.contains("{*}") && !text.contains("{**}") {
+        return pattern(&upper_escapes(text)).map(PathPattern::Text);
+    }
+    let text = &upper_escapes(text);
+    let wrong =
+        |message: &str| (format!("`{text}` {message}"), "write e.g. /api/{*}/items or /api/{**}".to_owned());
+    let inside = text.strip_prefix('/').ok_or_else(|| wrong("does not begin with a slash"))?;
+    let mut segments = Vec::new();
+    let mut rest = inside.split('/');
+    while let Some(segment) = rest.next() {
+        match segment {
+            "{*}" => segments.push(None),
+            "{**}" => {
+                let after: String = rest.map(|segment| format!("/{segment}")).collect();
+                if after.contains("{*}") || after.contains("{**}") {
+                    return Err(wrong("has an operator after {**}"));
+                }
+                return literal(&after)
+                    .then(|| PathPattern::Template(PathTemplate { segments, rest: Some(after.into()) }))
+                    .ok_or_else(|| wrong("has `*`, `{` or `}` outside of an operator"));
+            }
+            segment if literal(segment) => segments.push(Some(segment.into())),
+            _ => return Err(wrong("has `*`, `{` or `}` outside of an operator")),
+        }
+    }
+    Ok(PathPattern::Template(PathTemplate { segments, rest: None }))
+}
+
+/// The digits of escapes in upper case, as requests have them (`decide::path`).
+fn upper_escapes(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push('%');
+        out.extend(
+            part.chars()
+                .enumerate()
+                .map(|(at, c)| if at < 2 && c.is_ascii_hexdigit() { c.to_ascii_uppercase() } else { c }),
+        );
+    }
+    out
+}
+
+fn literal(text: &str) -> bool {
+    !text.contains(['*', '{', '}'])
 }
 
 /// A principal pattern; the scheme is a common slip that would make the rule match nothing, ever.

@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 
-use super::inbound::{ConnFacts, admit};
+use super::inbound::{ConnFacts, admit, needs_http};
 use super::outbound::{Transport, canonical, transport};
 use super::{MESH_PORTS, Snapshot};
 use crate::model::{Reason, Workload};
@@ -19,7 +19,8 @@ pub enum KernelVerdict {
     Capture,
 }
 
-/// Decides for pod addresses only: a Service address needs balancing, so it is captured.
+/// Decides for pod addresses only: a Service address needs balancing, so it is captured. Routes belong to Services, so a
+/// pod's own address has none; what keeps it from the bypass is a policy that asks about requests.
 pub fn kernel_verdict<S: Snapshot + ?Sized>(
     world: &S,
     node: &str,
@@ -35,6 +36,10 @@ pub fn kernel_verdict<S: Snapshot + ?Sized>(
     };
     if MESH_PORTS.contains(&dst.port()) {
         return KernelVerdict::Refuse(Reason::ConnectMeshPort);
+    }
+    // Also where no request could pass: a client of HTTP is told by a status.
+    if needs_http(world, &workload, dst.port()) {
+        return KernelVerdict::Capture;
     }
     // The kernel will use the pod's own address of that family; without one the agent decides.
     let Some(source_ip) = src.address_like(dst.ip()) else {

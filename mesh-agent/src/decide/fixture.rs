@@ -18,6 +18,8 @@ pub(crate) struct Mesh {
     /// For every client and port of a Service.
     pub(crate) rules: BTreeMap<crate::model::ServiceId, Vec<Arc<HttpRule>>>,
     pub(crate) traffic: TrafficPolicy,
+    /// Node to locality.
+    pub(crate) localities: BTreeMap<String, String>,
 }
 
 impl Snapshot for Mesh {
@@ -39,6 +41,14 @@ impl Snapshot for Mesh {
 
     fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>> {
         self.services.iter().find(|service| service.vips.contains(&address))
+    }
+
+    fn path_normalization(&self) -> path::PathNormalization {
+        path::PathNormalization::default()
+    }
+
+    fn locality(&self, node: &str) -> &str {
+        self.localities.get(node).map_or("", String::as_str)
     }
 
     fn peer_auths(&self, namespace: &str) -> impl Iterator<Item = &Arc<PeerAuth>> {

@@ -1,11 +1,14 @@
-//! May a connection reach a workload: the deny list, peer authentication, then AuthorizationPolicy in the order CUSTOM,
-//! DENY, ALLOW. Owns that order and its explanation; `judge` and `explain` are one walk, with and without notes,
-//! so that an explanation can never differ from what was done. Called by `proxy::inbound`, `bypass`, `explain`.
+//! May a connection or a request reach a workload: the deny list, peer authentication, then AuthorizationPolicy in the
+//! order CUSTOM, DENY, ALLOW. Owns that order and its explanation; `judge` and `explain` are one walk, with and without
+//! notes, so that an explanation can never differ from what was done; so are connections and requests.
+//! Called by `proxy`, `bypass`, `explain`.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::Snapshot;
-use super::authz::{http_field, in_scope, rule_matches};
+use super::authz::{Layer, asks_http, http_field, in_scope, rule_matches, token_field};
+use super::route::RequestView;
+use crate::model::policy::AuthzRule;
 use crate::model::{AuthzAction, AuthzPolicy, Identity, MtlsMode, PolicyRef, Reason, Workload};
 
 /// A connection as policy sees it.
@@ -16,6 +19,30 @@ pub struct ConnFacts<'a> {
     pub source_ip: IpAddr,
     /// The pod's address and the container port.
     pub destination: SocketAddr,
+}
+
+/// A request as policy sees it. Its path is in the normal form (`decide::path`).
+#[derive(Clone, Copy, Debug)]
+pub struct HttpFacts<'a> {
+    pub conn: ConnFacts<'a>,
+    pub request: RequestView<'a>,
+}
+
+/// What is judged: a connection, or a request on one.
+#[derive(Clone, Copy)]
+struct Facts<'a> {
+    conn: &'a ConnFacts<'a>,
+    layer: Layer<'a>,
+}
+
+impl<'a> Facts<'a> {
+    fn tcp(conn: &'a ConnFacts<'a>) -> Self {
+        Self { conn, layer: Layer::Tcp }
+    }
+
+    fn request(facts: &'a HttpFacts<'a>) -> Self {
+        Self { conn: &facts.conn, layer: Layer::Request(&facts.request) }
+    }
 }
 
 /// The rule a verdict comes from; `rule: None` = the policy as a whole.
@@ -73,30 +100,91 @@ pub struct Step {
     pub why: String,
 }
 
-/// Judges a connection to `dst`.
+/// Judges a TCP connection to `dst`.
 pub fn judge<S: Snapshot + ?Sized>(world: &S, dst: &Workload, facts: &ConnFacts<'_>) -> Verdict {
-    walk(world, dst, facts, None)
+    walk(world, dst, Facts::tcp(facts), None)
+}
+
+/// Judges a request to `dst`.
+pub fn judge_request<S: Snapshot + ?Sized>(world: &S, dst: &Workload, facts: &HttpFacts<'_>) -> Verdict {
+    walk(world, dst, Facts::request(facts), None)
 }
 
 /// Whether a connection to `dst` may be, or why not. Of a destination outside the mesh no policy speaks.
 pub fn admit<S: Snapshot + ?Sized>(world: &S, dst: &Workload, facts: &ConnFacts<'_>) -> Result<(), Reason> {
+    admitted(dst, || judge(world, dst, facts))
+}
+
+/// Whether a request to `dst` may be, or why not.
+pub fn admit_request<S: Snapshot + ?Sized>(
+    world: &S,
+    dst: &Workload,
+    facts: &HttpFacts<'_>,
+) -> Result<(), Reason> {
+    admitted(dst, || judge_request(world, dst, facts))
+}
+
+/// Whether a connection whose requests will be judged may be at all: the deny list and peer authentication. What
+/// AuthorizationPolicy refuses is refused by a status, request by request.
+pub fn admit_stream<S: Snapshot + ?Sized>(
+    world: &S,
+    dst: &Workload,
+    facts: &ConnFacts<'_>,
+) -> Result<(), Reason> {
+    admitted(dst, || {
+        let mut walk = Walk { facts: Facts::tcp(facts), decided: None, notes: None };
+        walk.deny_list(world, dst);
+        walk.peer_authentication(world, dst);
+        walk.decided.unwrap_or_else(|| Verdict::allow(None))
+    })
+}
+
+/// Whether there is any request that `dst` would admit on this connection. A live connection for which there is none
+/// is cut, with the requests that are under way on it.
+pub fn admit_any_request<S: Snapshot + ?Sized>(
+    world: &S,
+    dst: &Workload,
+    facts: &ConnFacts<'_>,
+) -> Result<(), Reason> {
+    admitted(dst, || walk(world, dst, Facts { conn: facts, layer: Layer::AnyRequest }, None))
+}
+
+fn admitted(dst: &Workload, judge: impl FnOnce() -> Verdict) -> Result<(), Reason> {
     if !dst.enrolled {
         return Ok(());
     }
-    let verdict = judge(world, dst, facts);
+    let verdict = judge();
     if verdict.allowed { Ok(()) } else { Err(verdict.reason.unwrap_or(Reason::PolicyDenied)) }
 }
 
-/// Judges it the same way and notes every policy looked at.
+/// Whether some policy in force asks about requests to this port, so that its connections have to be read as HTTP.
+pub fn needs_http<S: Snapshot + ?Sized>(world: &S, dst: &Workload, port: u16) -> bool {
+    let in_force = |policy: &&AuthzPolicy| {
+        !policy.dry_run && policy.invalid.is_none() && policy.action != AuthzAction::Audit
+    };
+    dst.enrolled
+        && in_scope(world, dst)
+            .filter(in_force)
+            .any(|policy| policy.rules.iter().any(|rule| asks_http(rule, port)))
+}
+
+/// Judges a connection as [`judge`] does and notes every policy looked at.
 pub fn explain<S: Snapshot + ?Sized>(world: &S, dst: &Workload, facts: &ConnFacts<'_>) -> Vec<Step> {
     let mut steps = Vec::new();
-    walk(world, dst, facts, Some(&mut steps));
+    walk(world, dst, Facts::tcp(facts), Some(&mut steps));
+    steps
+}
+
+/// Judges a request as [`judge_request`] does and notes every policy looked at.
+pub fn explain_request<S: Snapshot + ?Sized>(world: &S, dst: &Workload, facts: &HttpFacts<'_>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    walk(world, dst, Facts::request(facts), Some(&mut steps));
     steps
 }
 
 /// The walk's state: the first decision stands; notes go on after it, the judgement alone stops there.
 struct Walk<'a> {
-    facts: &'a ConnFacts<'a>,
+    facts: Facts<'a>,
     decided: Option<Verdict>,
     notes: Option<&'a mut Vec<Step>>,
 }
@@ -104,7 +192,7 @@ struct Walk<'a> {
 fn walk<'a, S: Snapshot + ?Sized>(
     world: &S,
     dst: &Workload,
-    facts: &'a ConnFacts<'a>,
+    facts: Facts<'a>,
     notes: Option<&'a mut Vec<Step>>,
 ) -> Verdict {
     let mut walk = Walk { facts, decided: None, notes };
@@ -162,7 +250,7 @@ impl Walk<'_> {
 
     /// Noted only where it decides: it is empty but in an emergency.
     fn deny_list<S: Snapshot + ?Sized>(&mut self, world: &S, dst: &Workload) {
-        let Some(denied) = denied(world, self.facts.peer, &dst.identity) else { return };
+        let Some(denied) = denied(world, self.facts.conn.peer, &dst.identity) else { return };
         let step = Step {
             stage: Stage::DenyList,
             policy: None,
@@ -177,13 +265,13 @@ impl Walk<'_> {
     }
 
     fn peer_authentication<S: Snapshot + ?Sized>(&mut self, world: &S, dst: &Workload) {
-        let (mode, policy) = world.mtls_mode(dst, self.facts.destination.port());
-        let refused = mode == MtlsMode::Strict && self.facts.peer.is_none();
+        let (mode, policy) = world.mtls_mode(dst, self.facts.conn.destination.port());
+        let refused = mode == MtlsMode::Strict && self.facts.conn.peer.is_none();
         let verdict = refused.then(|| {
             let rule = policy.clone().map(|policy| RuleRef { policy, rule: None });
             Verdict::deny(Reason::PlaintextRefused, rule)
         });
-        let peer = self.facts.peer;
+        let peer = self.facts.conn.peer;
         let step = Step {
             stage: Stage::PeerAuthentication,
             policy,
@@ -214,7 +302,7 @@ impl Walk<'_> {
             self.step(step, None, || "has no rules, so it never matches".to_owned());
         }
         for (index, rule) in policy.rules.iter().enumerate() {
-            let result = rule_matches(policy.action, rule, self.facts);
+            let result = rule_matches(policy.action, rule, self.facts.conn, self.facts.layer);
             let matched = result.is_ok();
             let verdict = (matched && enforced).then(|| {
                 let rule = Some(RuleRef { policy: policy.policy.clone(), rule: Some(index) });
@@ -225,9 +313,10 @@ impl Walk<'_> {
                 }
             });
             let step = note(stage, policy, Some(index), matched);
+            let layer = self.facts.layer;
             self.step(step, verdict, || match result {
                 Err(mismatch) => mismatch.to_string(),
-                Ok(()) => matched_text(stage, policy, http_field(rule)),
+                Ok(()) => matched_text(stage, policy, rule, layer),
             });
             if matched {
                 return;
@@ -286,14 +375,18 @@ fn whole(policy: &AuthzPolicy) -> RuleRef {
     RuleRef { policy: policy.policy.clone(), rule: None }
 }
 
-fn matched_text(stage: Stage, policy: &AuthzPolicy, http: Option<&str>) -> String {
+fn matched_text(stage: Stage, policy: &AuthzPolicy, rule: &AuthzRule, layer: Layer<'_>) -> String {
     let mut text = match stage {
         Stage::Custom => "matches; without an external provider CUSTOM denies".to_owned(),
         Stage::Audit => "matches; an audit changes nothing".to_owned(),
         _ => "matches".to_owned(),
     };
-    if let Some(name) = http {
+    if let (Layer::Tcp, Some(name)) = (layer, http_field(rule)) {
         text.push_str(&format!("; `{name}` needs HTTP and counts as matched on a TCP connection"));
+    } else if let (true, Some(name)) = (policy.action != AuthzAction::Allow, token_field(rule)) {
+        text.push_str(&format!(
+            "; `{name}` needs a verified token, none is verified, and it counts as matched"
+        ));
     }
     if policy.dry_run {
         text.push_str("; dry run, not enforced");

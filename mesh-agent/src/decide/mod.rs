@@ -1,5 +1,6 @@
 //! Pure decisions: may this connection be, where does it go, which endpoint takes it.
-//! Owns: authorization, peer authentication, the outbound plan, the transport, balancing, the bypass verdict.
+//! Owns: authorization, peer authentication, the outbound plan, the transport, route matching, what routes do to a
+//! request, balancing, circuit breaking, outlier detection, the bypass verdict.
 //! Never: I/O, clocks, locks, randomness (a random number comes in as an argument), or knowledge of how the
 //! world is stored. The tables of Istio's semantics are tested from YAML to verdict in `world/tests`. Called by `proxy`, `capture`'s verdict filler, `observe` (re-judging) and `explain`.
 
@@ -15,10 +16,18 @@ use crate::model::{
 pub mod authz;
 pub mod balance;
 pub mod bypass;
+pub mod circuit;
+pub mod cors;
+pub mod fault;
+pub mod headers;
 pub mod inbound;
 pub mod matching;
 pub mod outbound;
+pub mod outlier;
+pub mod path;
 pub mod peer_auth;
+pub mod retry;
+pub mod rewrite;
 pub mod route;
 
 /// Ports of every enrolled pod that belong to the mesh: outbound, inbound plaintext, HBONE.
@@ -35,6 +44,10 @@ pub trait Snapshot {
     fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>>;
     /// The Service that has this virtual address.
     fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>>;
+    /// How the paths of requests are brought into one form before they are judged and sent on.
+    fn path_normalization(&self) -> path::PathNormalization;
+    /// `region/zone/subzone` of a node, as far as its labels tell; empty where they do not.
+    fn locality(&self, node: &str) -> &str;
     /// Every PeerAuthentication of one namespace.
     fn peer_auths(&self, namespace: &str) -> impl Iterator<Item = &Arc<PeerAuth>>;
     /// Every AuthorizationPolicy of one namespace.

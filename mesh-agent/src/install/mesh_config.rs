@@ -16,7 +16,7 @@ const FIELDS: [(&str, Force); 9] = [
     ("extensionProviders", Force::Nothing),
     ("outboundTrafficPolicy", Force::Field("mode", "ALLOW_ANY")),
     ("defaultHttpRetryPolicy", Force::Nothing),
-    ("pathNormalization", Force::Nothing),
+    ("pathNormalization", Force::All),
     ("localityLbSetting", Force::Nothing),
 ];
 

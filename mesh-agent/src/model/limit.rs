@@ -56,10 +56,20 @@ pub enum Limit {
     AdminRequests,
     /// Pods or descriptors that the holder keeps.
     Holder,
+    /// Size of a request's head: target, fields, bytes.
+    HttpHead,
+    /// Frames of an HTTP/2 client that cost us more than it.
+    HttpFlood,
+    /// Idle connections to upstreams.
+    HttpIdle,
+    /// A request's body too long to be sent again, where a retry or a mirror wanted it.
+    HttpReplay,
+    /// Mirrored requests under way.
+    HttpMirrors,
 }
 
 impl Limit {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 29] = [
         Self::Pods,
         Self::NodeConnections,
         Self::WorkloadConnections,
@@ -84,6 +94,11 @@ impl Limit {
         Self::AdminConnections,
         Self::AdminRequests,
         Self::Holder,
+        Self::HttpHead,
+        Self::HttpFlood,
+        Self::HttpIdle,
+        Self::HttpReplay,
+        Self::HttpMirrors,
     ];
 
     pub const fn label(self) -> &'static str {
@@ -112,6 +127,11 @@ impl Limit {
             Self::AdminConnections => "admin_connections",
             Self::AdminRequests => "admin_requests",
             Self::Holder => "holder",
+            Self::HttpHead => "http_head",
+            Self::HttpFlood => "http_flood",
+            Self::HttpIdle => "http_idle",
+            Self::HttpReplay => "http_replay",
+            Self::HttpMirrors => "http_mirrors",
         }
     }
 }

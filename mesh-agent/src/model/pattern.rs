@@ -1,6 +1,6 @@
 //! Text patterns of routes.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use regex::Regex as Compiled;
 
@@ -10,6 +10,8 @@ use regex::Regex as Compiled;
 pub struct Regex {
     source: Arc<str>,
     whole: Compiled,
+    /// The same without the ends, for those few that replace; made when first used.
+    part: OnceLock<Option<Compiled>>,
 }
 
 impl Regex {
@@ -23,7 +25,7 @@ impl Regex {
             .size_limit(Self::MAX_BYTES)
             .dot_matches_new_line(true)
             .build()?;
-        Ok(Self { source: source.into(), whole })
+        Ok(Self { source: source.into(), whole, part: OnceLock::new() })
     }
 
     pub fn source(&self) -> &str {
@@ -37,6 +39,31 @@ impl Regex {
 
     pub fn matches(&self, text: &str) -> bool {
         self.whole.is_match(text)
+    }
+
+    /// The text with every part that matches replaced: `\1` to `\9` are groups, `\0` is the part, `\\` a backslash (RE2).
+    pub fn replace_all(&self, text: &str, rewrite: &str) -> String {
+        let part = self.part.get_or_init(|| {
+            let builder = &mut regex::RegexBuilder::new(&self.source);
+            builder.size_limit(Self::MAX_BYTES).dot_matches_new_line(true).build().ok()
+        });
+        let Some(part) = part else { return text.to_owned() };
+        let expand = |found: &regex::Captures<'_>| {
+            let mut out = String::new();
+            let mut rest = rewrite.chars();
+            while let Some(c) = rest.next() {
+                match (c, if c == '\\' { rest.next() } else { None }) {
+                    ('\\', Some(digit)) if digit.is_ascii_digit() => {
+                        let group = digit.to_digit(10).and_then(|group| found.get(group as usize));
+                        out.push_str(group.map_or("", |group| group.as_str()));
+                    }
+                    ('\\', Some(other)) => out.push(other),
+                    (c, _) => out.push(c),
+                }
+            }
+            out
+        };
+        part.replace_all(text, expand).into_owned()
     }
 }
 

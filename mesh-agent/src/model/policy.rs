@@ -120,7 +120,23 @@ pub enum StringMatch {
     Present,
 }
 
-/// `from[].source` as far as it has meaning at L4, plus `http`: fields that need a request.
+/// One entry of `paths`: a text like any other, or a template.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub enum PathPattern {
+    Text(StringMatch),
+    Template(PathTemplate),
+}
+
+/// `{*}` and `{**}` (Envoy's URI templates, as far as Istio lets them through).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct PathTemplate {
+    /// Segment by segment; none is `{*}`: any one segment that is not empty.
+    pub segments: Vec<Option<Arc<str>>>,
+    /// Where `{**}` follows them (any text, slashes and nothing at all included): the text after it.
+    pub rest: Option<Arc<str>>,
+}
+
+/// `from[].source`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Source {
     pub principals: Values<StringMatch>,
@@ -129,8 +145,10 @@ pub struct Source {
     pub namespaces: Values<StringMatch>,
     pub ip_blocks: Values<IpNet>,
     pub trust_domains: Values<StringMatch>,
-    /// Names of fields that only HTTP has (`requestPrincipals`, `remoteIpBlocks`, ...).
-    pub http: Vec<&'static str>,
+    /// HTTP only: the client as `X-Forwarded-For` tells.
+    pub remote_ip_blocks: Values<IpNet>,
+    /// Names of fields that a verified token has to prove (`requestPrincipals`, `notRequestPrincipals`).
+    pub token: Vec<&'static str>,
 }
 
 /// `to[].operation`.
@@ -138,8 +156,12 @@ pub struct Source {
 pub struct Operation {
     /// Workload (container) ports.
     pub ports: Values<u16>,
-    /// Names of fields that only HTTP has (`methods`, `paths`, `hosts`, ...).
-    pub http: Vec<&'static str>,
+    /// HTTP only, in lower case.
+    pub hosts: Values<StringMatch>,
+    /// HTTP only.
+    pub methods: Values<StringMatch>,
+    /// HTTP only, without the query.
+    pub paths: Values<PathPattern>,
 }
 
 /// `when[]`.
@@ -152,6 +174,12 @@ pub enum Condition {
     SourceTrustDomain(Values<StringMatch>),
     DestinationIp(Values<IpNet>),
     DestinationPort(Values<u16>),
-    /// A key that only HTTP has.
-    Http(Arc<str>),
+    /// `remote.ip`, HTTP only.
+    RemoteIp(Values<IpNet>),
+    /// `request.headers[name]`, HTTP only; the name in lower case.
+    Header(Arc<str>, Values<StringMatch>),
+    /// `connection.sni`: known to be absent on HTTP, unknown on a TCP connection, whose bytes the mesh does not read.
+    Sni(Values<StringMatch>),
+    /// A key that a verified token has to prove, or that nothing here provides.
+    Token(Arc<str>),
 }

@@ -61,6 +61,22 @@ pub enum Reason {
     DrainDeadline,
     /// The pod was removed or withdrawn from the mesh.
     WorkloadGone,
+    /// What the client sent is no HTTP request, or has more than one meaning.
+    RequestMalformed,
+    /// The client did not finish a request's head in time.
+    RequestTimeout,
+    /// No rule of the host's routes takes the request, or no Service has the host.
+    NoRoute,
+    /// A route names a subset that no DestinationRule in force has.
+    NoSubset,
+    /// A route's backend does not exist, or may not be named there.
+    BackendInvalid,
+    /// The upstream did not answer within the route's time.
+    UpstreamTimeout,
+    /// The upstream's connection broke before its answer, or in it.
+    UpstreamReset,
+    /// A route's fault aborted the request.
+    FaultAborted,
 }
 
 /// How a [`Reason`] is shown.
@@ -131,6 +147,30 @@ rows! {
     LimitReached "limit_reached" 503 8 "UO" true "a limit was reached; `mesh-agent status` shows which";
     DrainDeadline "drain_deadline" 503 14 "UC" true "the agent ended before this connection did; raise the drain deadline";
     WorkloadGone "workload_gone" 503 14 "UC" false "the pod was removed or left the mesh";
+    RequestMalformed "request_malformed" 400 13 "DPE" false "the client sent no HTTP request that has one meaning";
+    RequestTimeout "request_timeout" 408 14 "DPE" false "the client did not finish its request's head in time";
+    NoRoute "no_route" 404 12 "NR" false "no rule takes the request; `mesh-agent routes` lists them";
+    NoSubset "no_subset" 503 14 "NC" true "no DestinationRule in force has the subset that the route names; see `mesh-agent analyze`";
+    BackendInvalid "backend_invalid" 500 14 "NC" true "the route's backend does not exist or may not be named; see the route's status";
+    UpstreamTimeout "upstream_timeout" 504 4 "UT" false "the upstream did not answer within the route's timeout";
+    UpstreamReset "upstream_reset" 503 14 "UC" false "the upstream closed its connection before the answer was complete";
+    FaultAborted "fault_aborted" 503 14 "FI" false "a route's fault.abort ended the request on purpose";
+}
+
+impl Reason {
+    /// The status of a request that ends for this reason. A request that policy refuses is forbidden, whoever asks; the
+    /// table's 401 is what ztunnel answers to a CONNECT.
+    pub fn request_status(self) -> u16 {
+        match self.row().http_status {
+            401 => 403,
+            status => status,
+        }
+    }
+
+    /// Whether policy refused.
+    pub fn is_refusal(self) -> bool {
+        self.row().http_status == 401
+    }
 }
 
 impl std::fmt::Display for Reason {

@@ -107,7 +107,7 @@ pub enum Backend {
     Invalid(Arc<str>),
 }
 
-/// Applied in the order set, add, remove.
+/// Applied in the order remove, set, add.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct HeaderOps {
     pub set: Vec<(Arc<str>, Arc<str>)>,

@@ -136,12 +136,15 @@ pub struct Outlier {
     pub min_health_percent: u32,
 }
 
+/// A locality and its percentage.
+pub type LocalityShare = (Arc<str>, u32);
+
 /// `localityLbSetting`.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Locality {
     pub enabled: bool,
     /// From a locality (`region/zone/subzone`, `*` at the end of one) to shares of others.
-    pub distribute: Vec<(Arc<str>, Vec<(Arc<str>, u32)>)>,
+    pub distribute: Vec<(Arc<str>, Vec<LocalityShare>)>,
     /// From a region to the region that takes over.
     pub failover: Vec<(Arc<str>, Arc<str>)>,
     /// Labels, the most important first, with the value that counts as equal where one is given.

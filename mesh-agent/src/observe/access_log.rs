@@ -33,6 +33,28 @@ pub(super) struct Ended<'a> {
     pub(super) reason: Option<Reason>,
 }
 
+/// One HTTP request at its end.
+pub struct RequestLine<'a> {
+    pub meta: &'a ConnMeta,
+    pub method: &'a str,
+    /// With the query.
+    pub path: &'a str,
+    pub authority: &'a str,
+    pub protocol: &'static str,
+    pub status: u16,
+    /// Istio's response flags.
+    pub flag: &'static str,
+    pub reason: Option<Reason>,
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+    pub duration: Duration,
+    pub request_id: &'a str,
+    /// The rule that decided, where there was one.
+    pub route: Option<&'a dyn fmt::Display>,
+    /// Requests sent upstream.
+    pub attempts: u32,
+}
+
 /// Text forms that live as long as one line takes.
 struct Fields<'a> {
     source_identity: Option<String>,
@@ -66,6 +88,46 @@ macro_rules! ended_line {
             duration = Millis($ended.duration).to_string(),
             reason = $ended.reason.map(|reason| reason.row().label),
             error = $ended.reason.map(|reason| reason.row().hint),
+            decision_id = %meta.decision_id,
+            $message
+        );
+    }};
+}
+
+/// The same for requests.
+macro_rules! request_line {
+    ($level:expr, $line:ident, $message:literal) => {{
+        let meta = $line.meta;
+        let fields = Fields::of(meta);
+        tracing::event!(
+            target: "access",
+            $level,
+            src.addr = %meta.source.address,
+            src.workload = name(&meta.source),
+            src.namespace = namespace(&meta.source),
+            src.identity = fields.source_identity.as_deref(),
+            dst.addr = %meta.destination.address,
+            dst.hbone_addr = fields.hbone(),
+            dst.service = fields.service(),
+            dst.workload = name(&meta.destination),
+            dst.namespace = namespace(&meta.destination),
+            dst.identity = fields.destination_identity.as_deref(),
+            direction = meta.direction.label(),
+            path = meta.path.label(),
+            method = $line.method,
+            target = $line.path,
+            authority = $line.authority,
+            protocol = $line.protocol,
+            response_code = $line.status,
+            response_flags = $line.flag,
+            bytes_received = $line.request_bytes,
+            bytes_sent = $line.response_bytes,
+            duration = Millis($line.duration).to_string(),
+            route_name = $line.route.map(display),
+            attempts = $line.attempts,
+            request_id = $line.request_id,
+            reason = $line.reason.map(|reason| reason.row().label),
+            error = $line.reason.map(|reason| reason.row().hint),
             decision_id = %meta.decision_id,
             $message
         );
@@ -110,6 +172,18 @@ impl AccessLog {
             decision_id = %meta.decision_id,
             "connection opened"
         );
+    }
+
+    /// A request's line. Of a request that could not be answered well the level is its reason's.
+    pub(super) fn request(&self, line: &RequestLine<'_>) {
+        if !self.is_on() || !tracing::enabled!(target: "access", tracing::Level::WARN) {
+            return;
+        }
+        match line.reason {
+            Some(reason) if reason.row().warn => request_line!(tracing::Level::WARN, line, "request failed"),
+            Some(_) => request_line!(tracing::Level::INFO, line, "request failed"),
+            None => request_line!(tracing::Level::INFO, line, "request complete"),
+        }
     }
 
     pub(super) fn write(&self, ended: &Ended<'_>) {

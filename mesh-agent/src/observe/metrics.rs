@@ -5,6 +5,7 @@
 
 pub mod flow;
 pub mod labels;
+pub mod request;
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -56,6 +57,7 @@ const PAIRS: usize = Direction::ALL.len() * Path::ALL.len();
 /// All metrics of the process.
 pub struct Metrics {
     flows: FlowTable,
+    requests: request::RequestTable,
     hits: Hits,
     open: [AtomicI64; PAIRS],
     /// By direction and path, then by reason; the last place is a good end.
@@ -82,6 +84,7 @@ impl Metrics {
     pub fn with_label_sets_max(max: usize) -> Arc<Self> {
         Arc::new(Self {
             flows: FlowTable::new(max),
+            requests: request::RequestTable::new(max.min(request::REQUEST_SERIES_MAX)),
             hits: Hits::default(),
             open: Default::default(),
             ended: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
@@ -109,7 +112,7 @@ impl Metrics {
     /// How often a limit was hit.
     pub fn limit_count(&self, limit: Limit) -> u64 {
         let own = match limit {
-            Limit::MetricSeries => self.flows.overflowed(),
+            Limit::MetricSeries => self.flows.overflowed() + self.series_overflowed(limit),
             Limit::LogLines => self.dropped_lines.get().map_or(0, |lines| lines.load(Ordering::Relaxed)),
             _ => 0,
         };
@@ -148,9 +151,9 @@ impl Metrics {
         self.open[pair(direction, path)].fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn move_open(&self, direction: Direction, from: Path, to: Path) {
-        self.open[pair(direction, from)].fetch_sub(1, Ordering::Relaxed);
-        self.count_open(direction, to);
+    pub(super) fn move_open(&self, from: (Direction, Path), to: (Direction, Path)) {
+        self.open[pair(from.0, from.1)].fetch_sub(1, Ordering::Relaxed);
+        self.count_open(to.0, to.1);
     }
 
     pub(super) fn count_end(&self, direction: Direction, path: Path, reason: Option<Reason>) {
@@ -277,6 +280,7 @@ impl Collector for Metrics {
         // First: who is asked may count hits of limits that only a look finds out.
         let probe = self.probe.read().as_ref().map(|probe| probe());
         self.encode_traffic(&mut encoder)?;
+        self.requests.encode(&mut encoder)?;
         self.encode_agent(&mut encoder)?;
         probe.map_or(Ok(()), |probe| Self::encode_probe(&mut encoder, probe))?;
         match self.extra.get() {

@@ -13,7 +13,8 @@ pub mod table;
 #[cfg(test)]
 mod fixtures;
 
-pub use access_log::AccessLog;
+pub use access_log::{AccessLog, RequestLine};
 pub use meta::{ConnMeta, DecisionId, Direction, Party, Path};
+pub use metrics::request::{Effort, Outcome, RequestHandles};
 pub use metrics::{Limit, Metrics, Probe};
 pub use table::{BypassedFlow, Conn, ConnSnapshot, ConnectionTable};

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-use super::access_log::{AccessLog, Ended};
-use super::meta::{ConnMeta, Party, Path};
+use super::access_log::{AccessLog, Ended, RequestLine};
+use super::meta::{ConnMeta, Direction, Party, Path};
 use super::metrics::flow::Flows;
 use super::metrics::{Fold, Metrics};
 use crate::model::Reason;
@@ -48,6 +48,8 @@ struct Live {
     cut: AtomicU8,
     cut_signal: Notify,
     finished: AtomicBool,
+    /// It carries HTTP: its requests are judged, counted and logged, not the connection.
+    http: AtomicBool,
 }
 
 /// A byte counter and how much of it the metrics have already seen.
@@ -83,6 +85,8 @@ pub struct ConnSnapshot {
     pub received: u64,
     /// Its upstream is connected.
     pub established: bool,
+    /// It carries HTTP: policy judges its requests one by one.
+    pub http: bool,
     /// Already told to end.
     pub cut: Option<Reason>,
 }
@@ -130,6 +134,7 @@ impl ConnectionTable {
             cut: AtomicU8::new(0),
             cut_signal: Notify::new(),
             finished: AtomicBool::new(false),
+            http: AtomicBool::new(false),
         });
         self.inner.shard(id).lock().insert(id, Arc::clone(&live));
         self.inner.len.fetch_add(1, Ordering::Relaxed);
@@ -160,16 +165,21 @@ impl ConnectionTable {
         });
     }
 
-    /// Tells every connection for which `judge` gives a reason to end with it; returns how many were told.
-    /// No lock of the table is held while `judge` runs.
-    pub fn cut_if(&self, judge: &dyn Fn(&ConnMeta) -> Option<Reason>) -> usize {
+    /// Writes a request's line into the access log.
+    pub fn log_request(&self, line: &RequestLine<'_>) {
+        self.inner.log.request(line);
+    }
+
+    /// Tells every connection for which `judge` gives a reason to end with it; returns how many were told. `judge` is
+    /// told whether the connection carries HTTP. No lock of the table is held while it runs.
+    pub fn cut_if(&self, judge: &dyn Fn(&ConnMeta, bool) -> Option<Reason>) -> usize {
         let mut told = 0;
         self.inner.visit(|live| {
             if live.cut().is_some() {
                 return;
             }
             let meta = live.meta.read().clone();
-            if let Some(reason) = judge(&meta) {
+            if let Some(reason) = judge(&meta, live.is_http()) {
                 told += usize::from(live.tell(reason));
             }
         });
@@ -192,7 +202,8 @@ impl ConnectionTable {
                 age: live.opened.elapsed(),
                 sent: live.sent.now.load(Ordering::Relaxed),
                 received: live.received.now.load(Ordering::Relaxed),
-                established: live.flows.get().is_some(),
+                established: live.flows.get().is_some() || live.is_http(),
+                http: live.is_http(),
                 cut: live.cut(),
             });
         });
@@ -240,13 +251,25 @@ impl Conn {
         hbone_address: Option<std::net::SocketAddr>,
     ) {
         let mut meta = self.live.meta.write();
-        if meta.path != path {
+        // Of one pass through this agent both ends are its own.
+        let direction = match (meta.direction, path) {
+            (Direction::Inbound, _) => Direction::Inbound,
+            (_, Path::Local) => Direction::Local,
+            _ => Direction::Outbound,
+        };
+        if (meta.direction, meta.path) != (direction, path) {
             let metrics = &self.table.inner.metrics;
-            metrics.move_open(meta.direction, meta.path, path);
+            metrics.move_open((meta.direction, meta.path), (direction, path));
         }
+        meta.direction = direction;
         meta.destination = destination;
         meta.path = path;
         meta.hbone_address = hbone_address;
+    }
+
+    /// The connection carries HTTP: from here on its requests are what is counted and logged.
+    pub fn carries_http(&self) {
+        self.live.http.store(true, Ordering::Relaxed);
     }
 
     /// The upstream is connected: the connection counts as opened from here on. Calling it is optional for a
@@ -274,6 +297,11 @@ impl Conn {
 
     /// Ends the entry: counts, logs, forgets. `None` is a good end.
     pub fn finish(self, reason: Option<Reason>) {
+        self.end(reason);
+    }
+
+    /// The same, where others still hold the handle.
+    pub fn end(&self, reason: Option<Reason>) {
         self.table.end(&self.live, reason);
     }
 }
@@ -291,14 +319,20 @@ impl ConnectionTable {
             return;
         }
         let metrics = &self.inner.metrics;
-        let flows = live.settle(metrics);
-        flows.bytes(live.sent.take(), live.received.take());
-        flows.closed(reason);
+        if !live.is_http() {
+            let flows = live.settle(metrics);
+            flows.bytes(live.sent.take(), live.received.take());
+            flows.closed(reason);
+        }
         if self.inner.shard(live.id).lock().remove(&live.id).is_some() {
             self.inner.len.fetch_sub(1, Ordering::Relaxed);
         }
         let meta = live.meta.read();
         metrics.count_end(meta.direction, meta.path, reason);
+        if live.is_http() {
+            // Its requests have had their lines.
+            return;
+        }
         self.inner.log.write(&Ended {
             meta: &meta,
             sent: live.sent.now.load(Ordering::Relaxed),
@@ -310,6 +344,10 @@ impl ConnectionTable {
 }
 
 impl Live {
+    fn is_http(&self) -> bool {
+        self.http.load(Ordering::Relaxed)
+    }
+
     fn settle(&self, metrics: &Metrics) -> &Flows {
         self.flows.get_or_init(|| {
             let flows = metrics.flows().resolve(&self.meta.read());

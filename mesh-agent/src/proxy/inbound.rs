@@ -21,6 +21,8 @@ use crate::proxy::upstream;
 use crate::proxy::worker::{LocalPod, Worker};
 use crate::tunnel::{self, Failure};
 
+mod http;
+
 /// An arriving connection: who, from where, to which port of the pod.
 struct Arrival {
     peer: Option<Identity>,
@@ -48,6 +50,9 @@ pub async fn serve_plaintext(worker: Rc<Worker>, pod: Arc<LocalPod>, accepted: (
     };
     let decision_id = DecisionId::new();
     let arrival = Arrival { peer, client, destination, path: Path::Plain, decision_id };
+    if asks_for_requests(&worker, &pod, destination.port()) {
+        return http::plaintext(&worker, &pod, arrival, stream).await;
+    }
     match admit(&worker, &pod, &arrival).await {
         Ok((conn, server)) => {
             let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };
@@ -124,6 +129,9 @@ async fn serve_connect(
         destination: request.target,
         path: Path::Hbone,
     };
+    if asks_for_requests(&worker, &pod, arrival.destination.port()) {
+        return http::connect(&worker, &pod, arrival, responder).await;
+    }
     match admit(&worker, &pod, &arrival).await {
         Ok((conn, server)) => {
             let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };
@@ -133,6 +141,12 @@ async fn serve_connect(
         }
         Err(reason) => responder.refuse(reason),
     }
+}
+
+/// Whether policy asks about single requests to a port of the pod.
+fn asks_for_requests(worker: &Worker, pod: &LocalPod, port: u16) -> bool {
+    let world = worker.shared.store.load();
+    world.workload(&pod.id).is_some_and(|workload| policy::needs_http(&*world, workload, port))
 }
 
 /// A CONNECT may name only the address that it was sent to, and none of the mesh's own ports: anything else

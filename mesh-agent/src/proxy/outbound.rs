@@ -2,7 +2,7 @@
 //! Owns: the order of those steps. Never: reads an identity from an address (the listener's namespace says
 //! whose connection it is), forwards a byte before the upstream stands. Called by `proxy::worker`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use crate::decide::Snapshot as _;
 use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport};
-use crate::decide::{balance, inbound};
-use crate::identity::WorkloadCert;
-use crate::model::{Balance, Reason, Service, Workload};
+use crate::decide::{self, Snapshot as _, balance, inbound};
+use crate::model::{AppProtocol, Balance, Reason, Service, Workload};
 use crate::net::sock;
 use crate::observe::{Conn, ConnMeta, DecisionId, Direction, Limit, Party, Path};
+use crate::proxy::http::downstream::{Downstream, Side};
+use crate::proxy::http::io::{End, HttpIo};
+use crate::proxy::http::server;
+use crate::proxy::http::sniff::{self, Sniffed};
 use crate::proxy::limits::Permit;
 use crate::proxy::relay::{self, RelayEnd, RelayIo, TcpSide};
 use crate::proxy::upstream;
@@ -29,9 +31,6 @@ use crate::world::World;
 const MAX_ENDPOINT_TRIES: usize = 3;
 /// A relayed connection without a byte in either direction for this long is closed (Istio: TCP idle 1 h).
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-
-/// How long a tunnel's stream may take from dial to answer: the far agent's own connect timeout and a dial.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(22);
 
 /// An accepted connection with what is known of it.
 struct Accepted {
@@ -59,13 +58,6 @@ struct Leg {
     owner: Option<Arc<Workload>>,
 }
 
-/// A tunnelled way to an endpoint.
-struct Way<'a> {
-    leg: &'a Leg,
-    workload: &'a Workload,
-    headers: tunnel::ConnectHeaders,
-}
-
 /// Serves one captured connection to its end.
 pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, (stream, client): (TcpStream, SocketAddr)) {
     let Ok(_permit) = Permit::take(&worker.shared.node_budget, &pod.budget) else {
@@ -73,10 +65,71 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, (stream, client): (Tc
         return upstream::reset(stream);
     };
     let Some(accepted) = identify(&worker, &pod, stream, client) else { return };
+    match speaks(&worker, &accepted).await {
+        Ok(Sniffed::Other) => {}
+        Ok(spoken) => return serve_http(&worker, &pod, accepted, spoken).await,
+        // Gone before it said anything.
+        Err(_gone) => return,
+    }
     match establish(&worker, &pod, &accepted).await {
         Some((conn, upstream, _load)) => relay_to_end(accepted.stream, conn, upstream).await,
         None => upstream::reset(accepted.stream),
     }
+}
+
+/// Whether the connection is to be read as HTTP, and which version of it.
+async fn speaks(worker: &Worker, accepted: &Accepted) -> std::io::Result<Sniffed> {
+    let wanted = {
+        let world = worker.shared.store.load();
+        wanted(&world, &worker.shared.node, accepted)
+    };
+    match wanted {
+        Wanted::Bytes => Ok(Sniffed::Other),
+        Wanted::Either => sniff::socket(&accepted.stream, sniff::SNIFF_TIMEOUT).await,
+        Wanted::Http => match sniff::socket(&accepted.stream, server::IDLE_TIMEOUT).await? {
+            // It is answered as HTTP: that it is none.
+            Sniffed::Other => Ok(Sniffed::Http1),
+            spoken => Ok(spoken),
+        },
+    }
+}
+
+/// How a connection may be read.
+enum Wanted {
+    Bytes,
+    Http,
+    /// The client's first bytes decide.
+    Either,
+}
+
+fn wanted(world: &World, node: &str, accepted: &Accepted) -> Wanted {
+    let original = decide::outbound::canonical(accepted.original);
+    if let Some(service) = world.service_at(original.ip()) {
+        return match service.port(original.port()).map(|port| port.protocol) {
+            Some(AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc) => Wanted::Http,
+            Some(AppProtocol::Auto) => Wanted::Either,
+            Some(AppProtocol::Tcp | AppProtocol::Tls) | None => Wanted::Bytes,
+        };
+    }
+    match transport(world, node, original) {
+        // Routes belong to Services; what a pod's own address wants is its policy read.
+        Transport::Local(workload) if inbound::needs_http(world, &workload, original.port()) => {
+            Wanted::Either
+        }
+        Transport::Local(_) | Transport::Hbone(_) | Transport::Plain => Wanted::Bytes,
+    }
+}
+
+/// Serves a client's requests, each with a decision of its own.
+async fn serve_http(worker: &Rc<Worker>, pod: &Arc<LocalPod>, accepted: Accepted, spoken: Sniffed) {
+    let mut meta = meta(&accepted, None, None, Path::Plain);
+    meta.service = worker.shared.store.load().service_at(accepted.original.ip()).map(Arc::clone);
+    let conn = worker.shared.connections.open(meta);
+    let Accepted { stream, client, original, source } = accepted;
+    let side = Side::Outbound { source, original };
+    let down = Downstream::new(worker, pod, conn, client, side);
+    let io = HttpIo::tcp(stream).counted(Rc::clone(&down.conn), End::Client);
+    server::serve(&down, io, spoken).await;
 }
 
 /// Plans the connection and opens its far side. The snapshot it decides from lives no longer than this: a
@@ -211,7 +264,10 @@ async fn connect(
         }
         Transport::Hbone(workload) => {
             let headers = upstream::headers(accepted.client, leg.service.as_deref(), decision);
-            hbone(worker, pod, accepted, Way { leg, workload, headers }).await
+            let way = upstream::Way { endpoint: leg.endpoint, workload, headers };
+            upstream::hbone(worker, pod, &accepted.origin(), way)
+                .await
+                .map(|stream| Upstream::Tunnel(Box::new(stream)))
         }
         Transport::Plain => upstream::plain(worker, pod, leg.endpoint).await.map(Upstream::Tcp),
     };
@@ -244,63 +300,13 @@ async fn local(
         destination: leg.endpoint,
     };
     inbound::admit(&*world, workload, &facts).map_err(|reason| Failure::new(reason, "refused by policy"))?;
-    let pods = worker.shared.pods.load();
-    let Some(target) = pods.get(&workload.id) else {
-        return Err(Failure::new(
-            Reason::UnknownWorkload,
-            "the pod is not attached to this node's agent yet",
-        ));
-    };
-    let source = source_address(accepted, leg.endpoint).ok_or_else(|| {
-        Failure::new(Reason::ConnectFailed, "the pod has no address of the endpoint's family")
-    })?;
-    upstream::leg(worker, target, source, leg.endpoint).await
+    upstream::local(worker, &accepted.origin(), workload, leg.endpoint).await
 }
 
-/// Another node: a stream of the tunnel that this worker shares between all connections of one pair of identities.
-async fn hbone(
-    worker: &Rc<Worker>,
-    pod: &LocalPod,
-    accepted: &Accepted,
-    way: Way<'_>,
-) -> Result<Upstream, Failure> {
-    let Way { leg, workload, headers } = way;
-    let cert: Arc<WorkloadCert> = upstream::certificate(worker, &accepted.source.identity).await?;
-    let source = source_address(accepted, leg.endpoint).ok_or_else(|| {
-        Failure::new(Reason::ConnectFailed, "the pod has no address of the endpoint's family")
-    })?;
-    let address = SocketAddr::new(leg.endpoint.ip(), mesh_common::PORT_HBONE);
-    let request = tunnel::OpenRequest {
-        key: tunnel::TunnelKey {
-            source: accepted.source.identity.clone(),
-            destination: workload.identity.clone(),
-            address,
-            source_ip: source,
-            source_pod: accepted.source.id.clone(),
-            destination_pod: workload.id.clone(),
-        },
-        cert,
-        target: leg.endpoint,
-        headers,
-    };
-    let dial = || {
-        let (netns, capture) = (Arc::clone(&pod.netns), worker.shared.capture.clone());
-        async move { upstream::dial(&netns, &capture, Some(source), address).await }
-    };
-    // The pool bounds the way up to the CONNECT; the answer waits for the far agent's own connect.
-    match tokio::time::timeout(ANSWER_TIMEOUT, worker.pool.open(request, dial)).await {
-        Ok(opened) => opened.map(|stream| Upstream::Tunnel(Box::new(stream))),
-        Err(_elapsed) => Err(Failure::new(Reason::ConnectTimeout, "the far node did not answer the CONNECT")),
+impl Accepted {
+    fn origin(&self) -> upstream::Origin<'_> {
+        upstream::Origin { source: &self.source, client: self.client }
     }
-}
-
-/// The pod's address that the other side will see: the application's own, or the pod's of the endpoint's family.
-fn source_address(accepted: &Accepted, endpoint: SocketAddr) -> Option<IpAddr> {
-    let client = accepted.client.ip();
-    if client.is_ipv4() == endpoint.is_ipv4() {
-        return Some(client);
-    }
-    accepted.source.address_like(endpoint.ip())
 }
 
 fn meta(

@@ -11,20 +11,55 @@ use tokio::net::TcpStream;
 
 use crate::capture::CaptureHandle;
 use crate::identity::WorkloadCert;
-use crate::model::{Identity, Reason};
+use crate::model::{Identity, Reason, Workload};
 use crate::net::netns::NetNs;
 use crate::net::sock;
 use crate::observe::DecisionId;
 use crate::proxy::worker::{LocalPod, Worker};
-use crate::tunnel::{ConnectHeaders, Failure};
+use crate::tunnel::{self, ConnectHeaders, Failure};
 
 /// How long an upstream may take to accept (Istio: connectTimeout 10 s).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection waits for its workload's first certificate.
 const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a tunnel's stream may take from dial to answer: the far agent's own connect timeout and a dial.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(22);
+
 /// Ports tried for one leg. With nine of ten ports taken, one leg in a thousand finds none.
 const LEG_PORT_TRIES: usize = 64;
+
+/// Whose connection it is: a pod of this node.
+#[derive(Clone, Copy)]
+pub struct Origin<'a> {
+    pub source: &'a Workload,
+    /// The application's own address.
+    pub client: SocketAddr,
+}
+
+impl Origin<'_> {
+    /// The pod's address that the other side will see: the application's own, or the pod's of the endpoint's family.
+    pub fn address(&self, endpoint: SocketAddr) -> Option<IpAddr> {
+        let client = self.client.ip();
+        if client.is_ipv4() == endpoint.is_ipv4() {
+            return Some(client);
+        }
+        self.source.address_like(endpoint.ip())
+    }
+
+    fn address_for(&self, endpoint: SocketAddr) -> Result<IpAddr, Failure> {
+        self.address(endpoint).ok_or_else(|| {
+            Failure::new(Reason::ConnectFailed, "the pod has no address of the endpoint's family")
+        })
+    }
+}
+
+/// A tunnelled way to an endpoint.
+pub struct Way<'a> {
+    pub endpoint: SocketAddr,
+    pub workload: &'a Workload,
+    pub headers: ConnectHeaders,
+}
 
 /// Whether the port was to blame.
 fn is_taken(error: &io::Error) -> bool {
@@ -85,6 +120,58 @@ pub async fn leg(
         tracing::debug!(%error, "the table of listening ports could not be read again");
     }
     connected.map_err(|error| connect_failure(&error, to))
+}
+
+/// Connects a pod of this node to an application in another; whether it may has been judged.
+pub async fn local(
+    worker: &Worker,
+    origin: &Origin<'_>,
+    workload: &Workload,
+    endpoint: SocketAddr,
+) -> Result<TcpStream, Failure> {
+    let pods = worker.shared.pods.load();
+    let Some(target) = pods.get(&workload.id) else {
+        return Err(Failure::new(
+            Reason::UnknownWorkload,
+            "the pod is not attached to this node's agent yet",
+        ));
+    };
+    leg(worker, target, origin.address_for(endpoint)?, endpoint).await
+}
+
+/// Another node: a stream of the tunnel that this worker shares between all connections of one pair of identities.
+pub async fn hbone(
+    worker: &Worker,
+    pod: &LocalPod,
+    origin: &Origin<'_>,
+    way: Way<'_>,
+) -> Result<tunnel::Stream, Failure> {
+    let Way { endpoint, workload, headers } = way;
+    let cert: Arc<WorkloadCert> = certificate(worker, &origin.source.identity).await?;
+    let source = origin.address_for(endpoint)?;
+    let address = SocketAddr::new(endpoint.ip(), mesh_common::PORT_HBONE);
+    let request = tunnel::OpenRequest {
+        key: tunnel::TunnelKey {
+            source: origin.source.identity.clone(),
+            destination: workload.identity.clone(),
+            address,
+            source_ip: source,
+            source_pod: origin.source.id.clone(),
+            destination_pod: workload.id.clone(),
+        },
+        cert,
+        target: endpoint,
+        headers,
+    };
+    let dial_it = || {
+        let (netns, capture) = (Arc::clone(&pod.netns), worker.shared.capture.clone());
+        async move { dial(&netns, &capture, Some(source), address).await }
+    };
+    // The pool bounds the way up to the CONNECT; the answer waits for the far agent's own connect.
+    match tokio::time::timeout(ANSWER_TIMEOUT, worker.pool.open(request, dial_it)).await {
+        Ok(opened) => opened,
+        Err(_elapsed) => Err(Failure::new(Reason::ConnectTimeout, "the far node did not answer the CONNECT")),
+    }
 }
 
 /// Connects to an address outside the mesh from inside the pod's namespace.

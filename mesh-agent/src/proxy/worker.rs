@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
@@ -22,7 +22,7 @@ use crate::model::{Hits, Identity, ServiceId, Workload, WorkloadId};
 use crate::net::netns::NetNs;
 use crate::observe::{ConnectionTable, Limit};
 use crate::proxy::limits::{Budget, TunnelBudgets};
-use crate::proxy::{inbound, outbound};
+use crate::proxy::{http, inbound, outbound};
 use crate::tunnel;
 use crate::world::WorldStore;
 
@@ -46,9 +46,20 @@ pub struct Shared {
     pub node_tunnels: TunnelBudgets,
     /// Pods of this node that the agent serves now.
     pub pods: arc_swap::ArcSwap<imbl::HashMap<WorkloadId, Arc<LocalPod>>>,
+    /// What workers know together of the destinations of HTTP requests.
+    pub destinations: http::destination::Destinations,
+    /// When the agent began: the zero of its clock.
+    pub began: Instant,
     /// Round-robin positions, one per Service port for the whole node; the lock is taken when a worker meets a
     /// port for the first time, never afterwards.
     pub turns: Mutex<HashMap<(ServiceId, u16), Arc<AtomicU64>>>,
+}
+
+impl Shared {
+    /// Milliseconds of a clock that does not go back.
+    pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// A pod of this node that is in the mesh.
@@ -115,6 +126,7 @@ pub struct WorkerHandle {
 pub struct Worker {
     pub shared: Arc<Shared>,
     pub pool: tunnel::Pool,
+    pub http: http::Http,
     /// Of every tunnel, dialled and accepted.
     pub settings: tunnel::TunnelSettings,
     pub(super) draining: watch::Receiver<bool>,
@@ -241,6 +253,7 @@ async fn run(
     let worker = Rc::new(Worker {
         shared,
         pool: tunnel::Pool::new(settings.clone()),
+        http: http::Http::new(settings.hits.clone()),
         settings,
         draining,
         turns: RefCell::default(),
@@ -251,10 +264,17 @@ async fn run(
     let mut look = tokio::time::interval(IDLE_LOOK);
     // It is asked for nothing until the drain: what it missed by then must not come all at once.
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut sweep = tokio::time::interval(http::pool::SWEEP_EVERY);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let command = tokio::select! {
             command = inbox.recv() => command,
             _ = ended.wait_for(|ended| *ended) => None,
+            _ = sweep.tick() => {
+                worker.http.sweep();
+                worker.shared.destinations.sweep();
+                continue;
+            }
             _ = look.tick(), if *drain.borrow() => {
                 // Whatever is accepted holds the worker from that moment on.
                 idle.send_replace(Rc::strong_count(&worker) == 1);
@@ -268,6 +288,7 @@ async fn run(
             Some(Command::Remove(id)) => {
                 accepting.remove(&id).into_iter().flatten().for_each(Accepting::finish);
                 worker.pool.retain(|key| key.source_pod != id);
+                worker.http.pool.retain(|key| !key.is_of(&id));
             }
             Some(Command::Drain) => {
                 accepting.drain().flat_map(|(_, tasks)| tasks).for_each(Accepting::leave);

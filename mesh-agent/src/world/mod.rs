@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
-use crate::api::istio::mesh::MeshConfig;
+use crate::api::istio::mesh::{MeshConfig, Normalization};
 use crate::compile::{
     DestinationRuleFacts, Diagnostic, MeshSettings, NodeFacts, RouteFacts, ServiceEntryFacts, ServiceFacts,
     SliceFacts, VirtualServiceFacts, WorkloadEntryFacts,
 };
+use crate::decide::path::PathNormalization;
 use crate::decide::{Destination, NoSubset, Snapshot, authz, peer_auth};
 use crate::model::route::HttpRule;
 use crate::model::traffic::{LoadBalance, TrafficPolicy};
@@ -266,6 +267,19 @@ impl Snapshot for World {
 
     fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>> {
         Self::service_at(self, address)
+    }
+
+    fn path_normalization(&self) -> PathNormalization {
+        match self.config.path_normalization.unwrap_or_default().normalization {
+            Normalization::None => PathNormalization::None,
+            Normalization::Default | Normalization::Base => PathNormalization::Base,
+            Normalization::MergeSlashes => PathNormalization::MergeSlashes,
+            Normalization::DecodeAndMergeSlashes => PathNormalization::DecodeAndMergeSlashes,
+        }
+    }
+
+    fn locality(&self, node: &str) -> &str {
+        self.nodes.get(node).map_or("", |facts| &*facts.locality)
     }
 
     fn peer_auths(&self, namespace: &str) -> impl Iterator<Item = &Arc<PeerAuth>> {

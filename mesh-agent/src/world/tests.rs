@@ -10,9 +10,11 @@ use super::*;
 mod authorization;
 mod change;
 mod entries;
+mod findings;
 mod gateway;
 mod hosts;
 mod peer_authentication;
+mod requests;
 mod routing;
 mod traffic;
 

@@ -45,12 +45,12 @@ fn a_policy_change_cuts_what_it_refuses_where_it_is_judged() {
     let after = world(&[authz("deny-web", DENY_WEB)]);
     for direction in [Direction::Local, Direction::Inbound] {
         let meta = meta(&before, direction, "reviews");
-        assert_eq!(still_allowed(&before, &meta), None);
-        assert_eq!(still_allowed(&after, &meta), Some(Reason::PolicyChanged));
+        assert_eq!(still_allowed(&before, &meta, false), None);
+        assert_eq!(still_allowed(&after, &meta, false), Some(Reason::PolicyChanged));
     }
     // The other node's agent judges what leaves this one.
     let outbound = meta(&before, Direction::Outbound, "api");
-    assert_eq!(still_allowed(&after, &outbound), None);
+    assert_eq!(still_allowed(&after, &outbound, false), None);
 }
 
 #[test]
@@ -62,8 +62,12 @@ fn an_identity_that_comes_on_the_deny_list_loses_its_connections_in_every_direct
         after.mesh = Arc::new(MeshSettings { denied, ..MeshSettings::default() });
         for direction in [Direction::Local, Direction::Inbound, Direction::Outbound] {
             let meta = meta(&before, direction, "api");
-            assert_eq!(still_allowed(&before, &meta), None);
-            assert_eq!(still_allowed(&after, &meta), Some(Reason::IdentityDenied), "{name} {direction:?}");
+            assert_eq!(still_allowed(&before, &meta, false), None);
+            assert_eq!(
+                still_allowed(&after, &meta, false),
+                Some(Reason::IdentityDenied),
+                "{name} {direction:?}"
+            );
         }
     }
     let mut after = before.clone();
@@ -83,12 +87,12 @@ fn a_connection_ends_with_its_pod_and_not_with_its_enrolment() {
     let mut other = Workload::clone(gone.destination.workload.as_ref().unwrap());
     other.id = WorkloadId("shop/reviews/of-another-life".into());
     gone.destination.workload = Some(Arc::new(other));
-    assert_eq!(still_allowed(&before, &gone), Some(Reason::WorkloadGone));
+    assert_eq!(still_allowed(&before, &gone, false), Some(Reason::WorkloadGone));
 
     let mut withdrawn = world(&[authz("deny-web", DENY_WEB)]);
     let plain = "{name: shop, labels: {nodemesh.io/mesh: disabled}}";
     put(&mut withdrawn, &format!("apiVersion: v1\nkind: Namespace\nmetadata: {plain}\n"));
-    assert_eq!(still_allowed(&withdrawn, &meta), None, "outside the mesh no policy speaks of it");
+    assert_eq!(still_allowed(&withdrawn, &meta, false), None, "outside the mesh no policy speaks of it");
 }
 
 #[test]

@@ -1,15 +1,21 @@
-//! `explain SRC DST[:PORT]`: the same plan, the same transport and the same judgement as a connection meets,
-//! told instead of done.
+//! `explain SRC DST[:PORT] [METHOD PATH]`: the same plan, the same transport and the same judgement as a connection or a
+//! request meets, told instead of done.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::{http, rows};
-use crate::admin::{ExplainError, ExplainQuery, Explanation, Match, PartyView, RouteView, StepView};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::{routes, rows};
+use crate::admin::{
+    AskedRequest, ExplainError, ExplainQuery, Explanation, Match, PartyView, RouteView, StepView,
+};
 use crate::decide::Snapshot as _;
 use crate::decide::bypass::{KernelVerdict, kernel_verdict};
-use crate::decide::inbound::{self, ConnFacts, Stage, Step};
+use crate::decide::inbound::{self, ConnFacts, HttpFacts, Stage, Step};
 use crate::decide::outbound::{OutboundPlan, Transport, plan, transport};
+use crate::decide::path::normalise;
+use crate::decide::route::RequestView;
 use crate::model::{Endpoint, Reason, Service, Workload};
 use crate::observe::Path;
 use crate::world::World;
@@ -21,8 +27,16 @@ pub(super) fn explain(world: &World, node: &str, query: &ExplainQuery) -> Result
     let target = destination(world, source, query)?;
     // The question may be asked on any node: the answer is the one of the source's agent.
     let node = if source.node.is_empty() { node } else { &source.node };
+    let request = query.request.as_ref().map(|asked| Request::read(world, asked, &query.to_string()));
     let mut story = Story::begin(world, source, target);
-    story.http(world, query);
+    story.request = match request.transpose() {
+        Ok(request) => request,
+        Err(problem) => {
+            story.malformed(problem);
+            return Ok(story.answer);
+        }
+    };
+    story.route_request(world);
     match plan(world, source, target) {
         OutboundPlan::Refuse(reason) => story.refuse(reason),
         OutboundPlan::Passthrough(to) => story.passthrough(to),
@@ -45,7 +59,50 @@ pub(super) fn explain(world: &World, node: &str, query: &ExplainQuery) -> Result
 struct Story<'a> {
     source: &'a Workload,
     target: SocketAddr,
+    /// None: a TCP connection is meant.
+    request: Option<Request>,
     answer: Explanation,
+}
+
+/// The request that is asked about, in the form in which it would be judged.
+struct Request {
+    method: String,
+    authority: String,
+    path: String,
+    query: Option<String>,
+    headers: HeaderMap,
+}
+
+impl Request {
+    fn read(world: &World, asked: &AskedRequest, destination: &str) -> Result<Self, String> {
+        let whole = normalise(&asked.path, world.path_normalization()).map_err(|bad| bad.to_string())?;
+        let (path, query) = match whole.split_once('?') {
+            Some((path, query)) => (path.to_owned(), Some(query.to_owned())),
+            None => (whole.into_owned(), None),
+        };
+        let mut headers = HeaderMap::new();
+        let mut authority = destination.to_owned();
+        for (name, value) in &asked.headers {
+            if name == "host" {
+                authority.clone_from(value);
+            } else if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>()) {
+                headers.append(name, value);
+            }
+        }
+        Ok(Self { method: asked.method.clone(), authority, path, query, headers })
+    }
+
+    fn view(&self, port: u16) -> RequestView<'_> {
+        RequestView {
+            method: &self.method,
+            scheme: "http",
+            authority: &self.authority,
+            path: &self.path,
+            query: self.query.as_deref(),
+            headers: &self.headers,
+            port,
+        }
+    }
 }
 
 impl<'a> Story<'a> {
@@ -70,19 +127,20 @@ impl<'a> Story<'a> {
                 endpoints: Vec::new(),
             },
             steps: Vec::new(),
-            request: None,
+            http: None,
             world_version: world.version,
             notes: Vec::new(),
         };
-        Self { source, target, answer }
+        Self { source, target, request: None, answer }
     }
 
-    /// What becomes of the request, or that rules hold where none was asked about.
-    fn http(&mut self, world: &World, query: &ExplainQuery) {
+    /// Which rule takes the request; or that rules hold, where none was asked about.
+    fn route_request(&mut self, world: &World) {
         let service = world.service_at(self.target.ip()).map(Arc::clone);
-        if let Some(request) = &query.request {
-            let port = self.target.port();
-            self.answer.request = Some(http::request(world, self.source, service.as_deref(), port, request));
+        let port = self.target.port();
+        if let Some(request) = &self.request {
+            let asked = request.view(port);
+            self.answer.http = Some(routes::request(world, self.source, service.as_deref(), &asked));
         } else if service.is_some_and(|service| world.has_http_rules(&service)) {
             let note = "HTTP rules hold for this Service: add METHOD PATH to see which one takes a request";
             self.answer.notes.push(note.to_owned());
@@ -94,6 +152,11 @@ impl<'a> Story<'a> {
         self.answer.reason = Some(reason.row().label.to_owned());
         self.answer.hint = Some(reason.row().hint.to_owned());
         self.answer.route.why = "refused before any path is chosen".to_owned();
+    }
+
+    fn malformed(&mut self, problem: String) {
+        self.answer.allowed = false;
+        self.answer.route.why = format!("answered with 400 before any path is chosen: {problem}");
     }
 
     fn passthrough(&mut self, to: SocketAddr) {
@@ -135,13 +198,18 @@ impl<'a> Story<'a> {
             Transport::Plain => None,
             Transport::Local(_) | Transport::Hbone(_) => Some(&self.source.identity),
         };
-        let steps = match &owner {
-            Some(workload) if workload.enrolled => {
-                inbound::explain(world, workload, &ConnFacts { peer, source_ip, destination: to })
+        let conn = ConnFacts { peer, source_ip, destination: to };
+        let steps = match (&owner, &self.request) {
+            (Some(workload), None) if workload.enrolled => inbound::explain(world, workload, &conn),
+            (Some(workload), Some(request)) if workload.enrolled => {
+                let facts = HttpFacts { conn, request: request.view(to.port()) };
+                inbound::explain_request(world, workload, &facts)
             }
             _ => Vec::new(),
         };
-        Judged { path, why, owner, source_ip, steps }
+        let asks = self.request.is_none()
+            && owner.as_ref().is_some_and(|workload| inbound::needs_http(world, workload, to.port()));
+        Judged { path, why, owner, source_ip, steps, asks }
     }
 
     fn path(&self, world: &World, node: &str, endpoint: &Endpoint, transport: &Transport) -> (Path, String) {
@@ -183,6 +251,12 @@ impl<'a> Story<'a> {
                 .map(|owner| owner.identity.clone()),
         };
         answer.steps = judged.steps.iter().map(step).collect();
+        if judged.asks {
+            answer.notes.push(
+                "a policy asks about requests; this is what a connection without HTTP gets, add METHOD PATH for a request"
+                    .to_owned(),
+            );
+        }
         let Some(verdict) = judged.steps.iter().find_map(|step| step.verdict.as_ref()) else { return };
         answer.allowed = verdict.allowed;
         answer.reason = verdict.reason.map(|reason| reason.row().label.to_owned());
@@ -200,6 +274,8 @@ struct Judged {
     owner: Option<Arc<Workload>>,
     source_ip: IpAddr,
     steps: Vec<Step>,
+    /// A policy asks about requests, and none was given.
+    asks: bool,
 }
 
 fn step(step: &Step) -> StepView {
@@ -298,3 +374,6 @@ pub(super) fn port(query: &ExplainQuery, service: Option<&Service>) -> Result<u1
         ExplainError::PortNeeded { destination: query.destination.clone(), ports }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::compile::fixture::{self, findings};
+use crate::model::policy::{PathTemplate, Values};
 
 fn one(spec: &str) -> AuthzPolicy {
     policy(&fixture::authz("p", spec))
@@ -62,6 +63,9 @@ const BROKEN: &[(&str, &str)] = &[
     ("{rules: [{to: [{operation: {ports: [80]}}]}]}", "spec.rules[0].to[0].operation.ports[0]"),
     ("{rules: [{to: [{operation: {ports: '80'}}]}]}", "spec.rules[0].to[0].operation.ports"),
     ("{rules: [{to: [{operation: {methods: []}}]}]}", "spec.rules[0].to[0].operation.methods"),
+    ("{rules: [{to: [{operation: {notHosts: ['']}}]}]}", "spec.rules[0].to[0].operation.notHosts[0]"),
+    ("{rules: [{when: [{key: 'request.headers[a b]', values: [a]}]}]}", "spec.rules[0].when[0].key"),
+    ("{rules: [{when: [{key: remote.ip, values: [here]}]}]}", "spec.rules[0].when[0].values[0]"),
     ("{rules: [{when: [{key: source.planet, values: [a]}]}]}", "spec.rules[0].when[0].key"),
     ("{rules: [{when: [{key: 'request.headers[]', values: [a]}]}]}", "spec.rules[0].when[0].key"),
     ("{rules: [{when: [{key: source.ip}]}]}", "spec.rules[0].when[0]"),
@@ -178,13 +182,69 @@ fn dry_run_takes_only_a_clear_yes() {
 }
 
 #[test]
-fn fields_that_need_http_are_kept_by_name_and_announced() {
-    let spec =
-        "{action: DENY, rules: [{to: [{operation: {paths: ['/a*'], notMethods: [GET], ports: ['80']}}]}]}";
-    assert_eq!(one(spec).rules[0].to[0].http, ["notMethods", "paths"]);
-    assert!(
-        findings(&fixture::authz("p", spec))
-            .iter()
-            .any(|f| f.starts_with("warning") && f.contains("needs HTTP"))
+fn fields_of_requests_are_kept_with_their_values() {
+    let text = |text: &str| StringMatch::Exact(text.into());
+    let policy = one("{action: DENY, rules: [{from: [{source: {notRemoteIpBlocks: [10.0.0.0/8]}}], \
+        to: [{operation: {paths: ['/a*', '/%2fb', '/c/{*}/{**}/d'], notMethods: [GET], hosts: ['Shop.Example'], ports: ['80']}}], \
+        when: [{key: 'request.headers[X-Tenant]', values: [Blue]}, {key: remote.ip, values: [10.0.0.1]}, \
+        {key: connection.sni, notValues: [a]}]}]}");
+    let rule = &policy.rules[0];
+    assert_eq!(rule.from[0].remote_ip_blocks.none, ["10.0.0.0/8".parse().unwrap()]);
+    let operation = &rule.to[0];
+    assert_eq!(
+        (&operation.methods.none, &operation.hosts.any),
+        (&vec![text("GET")], &vec![text("shop.example")])
     );
+    let template = PathTemplate { segments: vec![Some("c".into()), None], rest: Some("/d".into()) };
+    assert_eq!(
+        operation.paths.any,
+        [
+            PathPattern::Text(StringMatch::Prefix("/a".into())),
+            PathPattern::Text(text("/%2Fb")),
+            PathPattern::Template(template)
+        ]
+    );
+    let blue = Values { any: vec![text("Blue")], none: vec![] };
+    assert_eq!(rule.when[0], Condition::Header("x-tenant".into(), blue), "a name has no case, a value has");
+    assert!(policy.invalid.is_none());
+}
+
+#[test]
+fn what_never_matches_is_announced() {
+    for (spec, said) in [
+        ("{rules: [{from: [{source: {requestPrincipals: ['*']}}]}]}", "allows nothing"),
+        (
+            "{action: DENY, rules: [{when: [{key: 'request.auth.claims[iss]', values: [a]}]}]}",
+            "counts as matched",
+        ),
+        ("{rules: [{to: [{operation: {paths: ['api/*']}}]}]}", "matches no request"),
+        ("{rules: [{to: [{operation: {notPaths: ['/api?x=1']}}]}]}", "matches no request"),
+    ] {
+        let found = findings(&fixture::authz("p", spec));
+        assert!(found.iter().any(|f| f.starts_with("warning") && f.contains(said)), "{spec}: {found:?}");
+    }
+    let good = "{rules: [{to: [{operation: {paths: ['/api/*', '*.html', '*'], methods: [GET]}}]}]}";
+    assert_eq!(findings(&fixture::authz("p", good)), Vec::<String>::new());
+}
+
+/// The examples of Istio's reference.
+#[test]
+fn a_template_has_its_operators_alone_in_a_segment_and_two_stars_last() {
+    for bad in [
+        "/*/baz/{*}",
+        "/**/baz/{*}",
+        "/{**}/foo/{*}",
+        "/{**}/foo/{**}",
+        "/foo/{*}.txt",
+        "/{a}/{*}",
+        "foo/{*}",
+    ] {
+        let spec = format!("{{rules: [{{to: [{{operation: {{paths: ['{bad}']}}}}]}}]}}");
+        let found = findings(&fixture::authz("p", &spec));
+        assert!(
+            found.iter().any(|f| f.contains("spec.rules[0].to[0].operation.paths[0]")),
+            "{bad}: {found:?}"
+        );
+        assert!(one(&spec).invalid.is_some(), "{bad}");
+    }
 }

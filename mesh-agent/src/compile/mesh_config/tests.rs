@@ -48,7 +48,7 @@ fn a_config_map_with_every_field_is_read() {
     assert_eq!(access_log(&config), Some(true));
     let shown = settings(&config, &MeshSettings::default());
     let in_force: Vec<_> = shown.iter().filter(|one| one.in_force).map(|one| one.field).collect();
-    assert_eq!(in_force, ["rootNamespace", "accessLogFile", "outboundTrafficPolicy"]);
+    assert_eq!(in_force, ["rootNamespace", "accessLogFile", "outboundTrafficPolicy", "pathNormalization"]);
     let trust = shown.iter().find(|one| one.field == "trustDomain").unwrap();
     assert!(trust.note.contains("restart"), "{}", trust.note);
     assert_eq!(trust.value, "example.org");

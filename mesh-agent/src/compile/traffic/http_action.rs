@@ -159,13 +159,7 @@ fn direct(reader: &mut Reader<'_>, field: &str, response: &HttpDirectResponse) -
     Some(DirectResponse { status: u16::try_from(status).ok()?, body: bytes.into() })
 }
 
-/// `by_prefix`: some match of the rule is by prefix, so that a rewrite of the path replaces that alone.
-pub(super) fn rewrite(
-    reader: &mut Reader<'_>,
-    field: &str,
-    rewrite: Option<&HttpRewrite>,
-    by_prefix: bool,
-) -> Rewrite {
+pub(super) fn rewrite(reader: &mut Reader<'_>, field: &str, rewrite: Option<&HttpRewrite>) -> Rewrite {
     let Some(rewrite) = rewrite else { return Rewrite::default() };
     if *rewrite == HttpRewrite::default() {
         reader.fault(field, "says nothing", "give it uri, authority or uriRegexRewrite");
@@ -176,8 +170,8 @@ pub(super) fn rewrite(
             reader.fault(field, "has both uri and uriRegexRewrite", "keep one of the two");
             None
         }
-        (Some(uri), None) if by_prefix => Some(PathRewrite::Prefix(uri.into())),
-        (Some(uri), None) => Some(PathRewrite::Full(uri.into())),
+        // What of the path it takes the place of depends on the match that takes the request (`decide::rewrite`).
+        (Some(uri), None) => Some(PathRewrite::Prefix(uri.into())),
         (None, Some(regex)) => {
             let field = format!("{field}.uriRegexRewrite.match");
             let text = regex.r#match.as_deref().unwrap_or_default();

@@ -11,7 +11,6 @@ use super::{Reader, istio, object_ref};
 use crate::api::istio::networking::{Delegate, HttpRoute, VirtualService, VirtualServiceSpec};
 use crate::compile::{Compiled, Head, Kind, Object, pod};
 use crate::model::PolicyRef;
-use crate::model::pattern::PathMatch;
 use crate::model::route::{DirectResponse, HeaderOps, HttpMatch, HttpRule, Rewrite, RuleAction, RuleRef};
 
 /// A VirtualService that holds for clients in the mesh.
@@ -121,7 +120,6 @@ fn entry(
 ) -> Option<HttpEntry> {
     let field = format!("spec.http[{index}]");
     let matches = matches(reader, &field, route.r#match.as_ref());
-    let by_prefix = matches.iter().flatten().any(|one| matches!(one.path, Some(PathMatch::Prefix { .. })));
     let delegate = delegate(reader, &field, route, is_delegate);
     let action = match &delegate {
         Some(_) => Some(RuleAction::Respond(DirectResponse { status: 500, body: Arc::new([]) })),
@@ -129,7 +127,7 @@ fn entry(
     };
     let (mut request_headers, response_headers) =
         reader.headers(&format!("{field}.headers"), route.headers.as_ref());
-    let mut rewrite = rewrite(reader, &format!("{field}.rewrite"), route.rewrite.as_ref(), by_prefix);
+    let mut rewrite = rewrite(reader, &format!("{field}.rewrite"), route.rewrite.as_ref());
     authority(&mut request_headers, &mut rewrite);
     let fault = fault(reader, &format!("{field}.fault"), route.fault.as_ref());
     let name = route.name.as_deref().filter(|name| !name.is_empty());

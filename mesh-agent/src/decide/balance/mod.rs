@@ -1,13 +1,20 @@
-//! Which endpoint takes a connection. Owns: round robin and least request (power of two choices).
+//! Which endpoint takes a connection or a request. Owns: round robin, random, least request (power of two choices),
+//! consistent hashing (ring, Maglev), locality, slow start and panic; `roster` brings them together for a destination
+//! with a policy, `round_robin` and `least_request` do for a plain list.
 //! Never: a counter, a random source or a load figure of its own; all three come in. Returns an index into the
-//! plan's endpoints; none when no endpoint is ready and untried. Called by `proxy::outbound`.
+//! list of endpoints; none when none is to be used. Called by `proxy`.
 
 use crate::model::Endpoint;
 
+pub mod hash;
+pub mod hash_key;
+pub mod locality;
 mod p2c;
+pub mod roster;
 mod round_robin;
 
 pub use p2c::least_request;
+pub use roster::{Draw, Roster, Standing};
 pub use round_robin::round_robin;
 
 /// Ready endpoints that this connection has not tried yet.

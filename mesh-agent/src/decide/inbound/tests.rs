@@ -150,6 +150,12 @@ fn block() -> impl Strategy<Value = ipnet::IpNet> {
     })
 }
 
+/// The one text that requests of these tests have, or none.
+fn methods(any: bool) -> Values<StringMatch> {
+    let get = StringMatch::Exact("GET".into());
+    Values { any: if any { vec![get] } else { Vec::new() }, none: Vec::new() }
+}
+
 fn rule() -> impl Strategy<Value = AuthzRule> {
     let source =
         (values(pattern()), values(pattern()), values(block()), any::<bool>()).prop_map(|(p, n, b, http)| {
@@ -157,16 +163,20 @@ fn rule() -> impl Strategy<Value = AuthzRule> {
                 principals: p,
                 namespaces: n,
                 ip_blocks: b,
-                http: if http { vec!["requestPrincipals"] } else { vec![] },
+                token: if http { vec!["requestPrincipals"] } else { vec![] },
                 ..Source::default()
             }
         });
-    let operation = (values(8079_u16..8082), any::<bool>())
-        .prop_map(|(ports, http)| Operation { ports, http: if http { vec!["paths"] } else { vec![] } });
+    let operation = (values(8079_u16..8082), any::<bool>()).prop_map(|(ports, http)| Operation {
+        ports,
+        methods: methods(http),
+        ..Operation::default()
+    });
     let when = prop_oneof![
         values(block()).prop_map(Condition::SourceIp),
         values(8079_u16..8082).prop_map(Condition::DestinationPort),
-        Just(Condition::Http("request.headers[x]".into())),
+        Just(Condition::Header("x".into(), methods(true))),
+        Just(Condition::Token("request.auth.presenter".into())),
     ];
     (
         proptest::collection::vec(source, 0..2),
@@ -194,6 +204,48 @@ fn any_policy() -> impl Strategy<Value = AuthzPolicy> {
             AuthzPolicy { invalid: invalid.then(|| "?".to_owned()), dry_run, ..policy }
         },
     )
+}
+
+fn request<'a>(method: &'a str, headers: &'a http::HeaderMap, port: u16) -> RequestView<'a> {
+    RequestView { method, scheme: "http", authority: "web:8080", path: "/", query: None, headers, port }
+}
+
+proptest! {
+    /// Three layers, one meaning: what a TCP connection may do some request may, and so for each request.
+    #[test]
+    fn a_connection_and_its_requests_get_one_answer(
+        policies in proptest::collection::vec(any_policy(), 0..5),
+        peer in proptest::option::of(("[ab]{1,2}", "[ab]{1,2}")),
+        last in 0_u8..4,
+        port in 8079_u16..8082,
+        method in "GET|PUT",
+        tenant in proptest::option::of("GET|x"),
+    ) {
+        let dst = workload("shop", "web", "n1", "10.1.0.1");
+        let world = mesh(policies);
+        let identity = peer.map(|(namespace, account)| Identity::new("td", &namespace, &account).unwrap());
+        let conn = ConnFacts {
+            peer: identity.as_ref(),
+            source_ip: [10, 0, 0, last].into(),
+            destination: ([10, 1, 0, 1], port).into(),
+        };
+        let headers = tenant.iter().map(|value| (http::HeaderName::from_static("x"), value.parse().unwrap())).collect();
+        let facts = HttpFacts { conn, request: request(&method, &headers, port) };
+        let tcp = judge(&world, &dst, &conn);
+        let one = judge_request(&world, &dst, &facts);
+        if !needs_http(&world, &dst, port) {
+            prop_assert_eq!(&tcp, &one);
+        }
+        if tcp.allowed || one.allowed {
+            prop_assert_eq!(admit_any_request(&world, &dst, &conn), Ok(()));
+        }
+        // Nothing of HTTP is known on TCP: no request gets less than the connection would.
+        prop_assert!(!tcp.allowed || one.allowed);
+        prop_assert_eq!(admit_request(&world, &dst, &facts).is_ok(), one.allowed);
+        let steps = explain_request(&world, &dst, &facts);
+        let decisive: Vec<_> = steps.iter().filter_map(|step| step.verdict.clone()).collect();
+        prop_assert_eq!(decisive, vec![one]);
+    }
 }
 
 proptest! {
@@ -227,7 +279,7 @@ proptest! {
         // Whatever else holds, an enforced DENY that matches means no.
         let denied = world.authz.iter().any(|policy| {
             policy.action == AuthzAction::Deny && !policy.dry_run
-                && (policy.invalid.is_some() || policy.rules.iter().any(|rule| rule_matches(policy.action, rule, &facts).is_ok()))
+                && (policy.invalid.is_some() || policy.rules.iter().any(|rule| rule_matches(policy.action, rule, &facts, Layer::Tcp).is_ok()))
         });
         prop_assert!(!(denied && verdict.allowed));
     }

@@ -30,7 +30,7 @@ const SHARDS: usize = 16;
 const CACHE_SLOTS: usize = 512;
 
 /// Istio's `response_flags`, each at its own place in [`Flow::failed`].
-pub const FLAGS: [&str; 11] = [
+pub const FLAGS: [&str; 15] = [
     "DENY",
     "TLS_FAILURE",
     "IDENTITY_ERROR",
@@ -42,6 +42,10 @@ pub const FLAGS: [&str; 11] = [
     "UC",
     "SI",
     "UO",
+    "DPE",
+    "NC",
+    "UT",
+    "FI",
 ];
 
 /// Upper bounds of the round-trip histogram, microseconds; one more bucket holds the rest.

@@ -196,15 +196,43 @@ const DESTINATION_KEYS: [&str; 8] = [
 
 impl EncodeLabelSet for Flagged<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        let labels = self.labels;
+        self.labels.encode("tcp", self.flags, encoder)
+    }
+}
+
+/// The label set of Istio's HTTP metrics.
+#[derive(Debug)]
+pub struct OfRequest<'a> {
+    pub labels: &'a FlowLabels,
+    pub grpc: bool,
+    pub status: u16,
+    /// gRPC's own status; none for plain HTTP and where no trailers came.
+    pub grpc_status: Option<u8>,
+    pub flags: &'a str,
+}
+
+impl EncodeLabelSet for OfRequest<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        self.labels.encode(if self.grpc { "grpc" } else { "http" }, self.flags, encoder)?;
+        ("response_code", u64::from(self.status)).encode(encoder.encode_label())?;
+        if let Some(status) = self.grpc_status {
+            return ("grpc_response_status", u64::from(status)).encode(encoder.encode_label());
+        }
+        ("grpc_response_status", "").encode(encoder.encode_label())
+    }
+}
+
+impl FlowLabels {
+    fn encode(&self, protocol: &str, flags: &str, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let labels = self;
         ("reporter", labels.reporter.label()).encode(encoder.encode_label())?;
         labels.source.encode(&SOURCE_KEYS, encoder)?;
         labels.destination.encode(&DESTINATION_KEYS, encoder)?;
         ("destination_service", &*labels.service).encode(encoder.encode_label())?;
         ("destination_service_name", &*labels.service_name).encode(encoder.encode_label())?;
         ("destination_service_namespace", &*labels.service_namespace).encode(encoder.encode_label())?;
-        ("request_protocol", "tcp").encode(encoder.encode_label())?;
-        ("response_flags", self.flags).encode(encoder.encode_label())?;
+        ("request_protocol", protocol).encode(encoder.encode_label())?;
+        ("response_flags", flags).encode(encoder.encode_label())?;
         let security = if labels.mutual_tls { "mutual_tls" } else { UNKNOWN };
         ("connection_security_policy", security).encode(encoder.encode_label())
     }

@@ -32,13 +32,14 @@ async fn a_cut_reaches_the_relay_whether_it_waits_already_or_not() {
     let spared = table.open(meta(Direction::Inbound, Path::Hbone));
     let waiting = tokio::spawn(async move { late.cancelled().await });
     tokio::task::yield_now().await;
-    let told = table.cut_if(&|meta| (meta.direction == Direction::Outbound).then_some(Reason::PolicyChanged));
+    let told =
+        table.cut_if(&|meta, _| (meta.direction == Direction::Outbound).then_some(Reason::PolicyChanged));
     assert_eq!(told, 2);
     assert_eq!(waiting.await.unwrap(), Reason::PolicyChanged);
     assert_eq!(early.cancelled().await, Reason::PolicyChanged);
     assert_eq!(early.cancelled().await, Reason::PolicyChanged, "it stays cut");
     assert_eq!(spared.cut_reason(), None);
-    assert_eq!(table.cut_if(&|_| Some(Reason::DrainDeadline)), 1, "the first reason stays");
+    assert_eq!(table.cut_if(&|_, _| Some(Reason::DrainDeadline)), 1, "the first reason stays");
     assert_eq!(early.cut_reason(), Some(Reason::PolicyChanged));
 }
 
@@ -79,14 +80,14 @@ fn another_endpoint_after_a_failed_attempt_is_the_one_that_counts() {
     let table = table();
     let conn = table.open(hbone());
     let other = Party::local(workload("ratings", "10.2.0.9"), "10.2.0.9:9080".parse().unwrap());
-    conn.set_destination(other, Path::Local, None);
+    conn.set_destination(other, Path::Plain, None);
     conn.established();
-    assert_eq!(table.metrics().open_connections(Direction::Outbound, Path::Local), 1);
+    assert_eq!(table.metrics().open_connections(Direction::Outbound, Path::Plain), 1);
     conn.finish(None);
     let flows = table.metrics().flows().snapshot();
     assert_eq!(flows.len(), 1);
     assert_eq!(&*flows[0].labels.destination.workload, "ratings");
-    assert_eq!(table.metrics().open_connections(Direction::Outbound, Path::Local), 0);
+    assert_eq!(table.metrics().open_connections(Direction::Outbound, Path::Plain), 0);
     assert_eq!(table.metrics().open_connections(Direction::Outbound, Path::Hbone), 0);
 }
 

@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-
-use crate::admin::{
-    ExplainError, ExplainQuery, PolicySummary, RequestQuery, RequestStory, RoutesView, RuleView,
-};
+use crate::admin::{ExplainError, ExplainQuery, PolicySummary, RequestStory, RoutesView, RuleView};
 use crate::decide::route::{RequestView, select};
 use crate::decide::{Destination, Snapshot as _};
 use crate::model::pattern::{PathMatch, Pattern};
@@ -55,48 +51,23 @@ pub(super) fn request(
     world: &World,
     source: &Workload,
     service: Option<&Service>,
-    port: u16,
-    query: &RequestQuery,
+    asked: &RequestView<'_>,
 ) -> RequestStory {
-    let mut story = RequestStory {
-        method: query.method.clone(),
-        path: query.path.clone(),
-        rule: None,
-        outcome: String::new(),
-    };
-    let mut headers = HeaderMap::new();
-    for (name, value) in &query.headers {
-        if let (Ok(name), Ok(value)) =
-            (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str()))
-        {
-            headers.append(name, value);
-        }
-    }
-    let host = headers.get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);
-    let by_host = host.as_deref().and_then(|host| world.service_by_host(host, &source.namespace));
+    let query = asked.query.map_or_else(String::new, |query| format!("?{query}"));
+    let path = format!("{}{query}", asked.path);
+    let mut story =
+        RequestStory { method: asked.method.to_owned(), path, rule: None, outcome: String::new() };
+    let by_host = world.service_by_host(asked.authority, &source.namespace);
     let Some(service) = service.or(by_host.map(AsRef::as_ref)) else {
         story.outcome = "no Service is meant, so no rule holds: it goes where the connection goes".to_owned();
         return story;
     };
-    let rules = world.http_rules(source, service, port);
+    let rules = world.http_rules(source, service, asked.port);
     if rules.is_empty() {
-        story.outcome = format!("no rule: it goes to an endpoint of {}:{port}", service.hostname);
+        story.outcome = format!("no rule: it goes to an endpoint of {}:{}", service.hostname, asked.port);
         return story;
     }
-    let (path, parameters) = match query.path.split_once('?') {
-        Some((path, parameters)) => (path, Some(parameters)),
-        None => (query.path.as_str(), None),
-    };
-    let asked = RequestView {
-        method: &query.method,
-        scheme: "http",
-        authority: host.as_deref().unwrap_or(&service.hostname),
-        path,
-        query: parameters,
-        headers: &headers,
-        port,
-    };
-    match select(&rules, source, &asked) {
+    match select(&rules, source, asked) {
         None => story.outcome = format!("none of {} takes it: 404", count(rules.len())),
         Some((rule, _)) => {
             let shown = view(rule);
@@ -311,3 +282,6 @@ fn summary(policy: &TrafficPolicy) -> PolicySummary {
     }
     PolicySummary { object: policy.origin.as_ref().map(ToString::to_string), balance, settings }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! An endpoint as a client's connection reaches it: transport, pooled connections, what is told about its requests.
+//! Owns: opening a connection to it. Never: picks it. Called by `proxy::http::attempt`.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use tokio::time::timeout;
+
+use super::downstream::{Downstream, Side};
+use super::io::HttpIo;
+use super::pool::{Key, Lease, Opened, Slot, Source, Via};
+use super::{client, headers};
+use crate::decide::Snapshot as _;
+use crate::decide::outbound::{Transport, transport};
+use crate::model::traffic::PoolLimits;
+use crate::model::{Reason, Service, Workload};
+use crate::observe::{ConnMeta, DecisionId, Direction, Party, Path, RequestHandles};
+use crate::proxy::upstream;
+use crate::proxy::worker::Worker;
+use crate::tunnel::Failure;
+use crate::world::World;
+
+/// See the module's header.
+pub struct Target {
+    pub endpoint: SocketAddr,
+    pub transport: Transport,
+    pub service: Option<Arc<Service>>,
+    /// For metrics and logs.
+    pub meta: ConnMeta,
+    pub handles: RequestHandles,
+    /// What the application may read about its client; none where another agent, or nobody, vouches for it.
+    pub client_cert: Option<HeaderValue>,
+    slots: [Rc<Slot>; 2],
+}
+
+impl Target {
+    /// An endpoint that a pod of this node calls.
+    pub fn outbound(
+        down: &Downstream,
+        world: &World,
+        endpoint: SocketAddr,
+        service: Option<&Arc<Service>>,
+    ) -> Option<Rc<Self>> {
+        let Side::Outbound { source, original: _ } = &down.side else { return None };
+        let worker = &down.worker;
+        let transport = transport(world, &worker.shared.node, endpoint);
+        let owner = world.workload_at(endpoint.ip());
+        let (path, destination, via) = match &transport {
+            Transport::Local(workload) => (Path::Local, Some(workload), Via::Leg(workload.id.clone())),
+            Transport::Hbone(workload) => {
+                (Path::Hbone, Some(workload), Via::Hbone(workload.identity.clone(), workload.id.clone()))
+            }
+            Transport::Plain if service.is_some() || owner.is_some() => (Path::Plain, None, Via::Plain),
+            Transport::Plain => (Path::Passthrough, None, Via::Plain),
+        };
+        let from = upstream::Origin { source, client: down.client }.address(endpoint)?;
+        let meta = ConnMeta {
+            direction: if path == Path::Local { Direction::Local } else { Direction::Outbound },
+            path,
+            source: Party {
+                identity: Some(source.identity.clone()),
+                workload: Some(Arc::clone(source)),
+                address: down.client,
+            },
+            destination: Party {
+                identity: destination.map(|workload| workload.identity.clone()),
+                workload: destination.or(owner).map(Arc::clone),
+                address: endpoint,
+            },
+            hbone_address: (path == Path::Hbone)
+                .then(|| SocketAddr::new(endpoint.ip(), mesh_common::PORT_HBONE)),
+            service: service.map(Arc::clone),
+            decision_id: DecisionId::new(),
+        };
+        let client_cert = match &transport {
+            Transport::Local(workload) => headers::client_cert(&workload.identity, &source.identity),
+            Transport::Hbone(_) | Transport::Plain => None,
+        };
+        let key =
+            |http2| Key { source: Source::Pod(source.id.clone()), from, endpoint, via: via.clone(), http2 };
+        let slots = [worker.http.pool.slot(&key(false)), worker.http.pool.slot(&key(true))];
+        let handles = RequestHandles::new(worker.shared.connections.metrics(), &meta);
+        Some(Rc::new(Self {
+            endpoint,
+            transport,
+            service: service.map(Arc::clone),
+            meta,
+            handles,
+            client_cert,
+            slots,
+        }))
+    }
+
+    /// The application in the pod that a client of another node, or one outside the mesh, has reached.
+    pub fn inbound(down: &Downstream, workload: &Arc<Workload>) -> Option<Rc<Self>> {
+        let Side::Inbound { peer, destination } = &down.side else { return None };
+        let meta = down.conn.meta();
+        let key = |http2| Key {
+            source: Source::Peer(peer.clone()),
+            from: down.client.ip(),
+            endpoint: *destination,
+            via: Via::Leg(workload.id.clone()),
+            http2,
+        };
+        let pool = &down.worker.http.pool;
+        let handles = RequestHandles::new(down.worker.shared.connections.metrics(), &meta);
+        Some(Rc::new(Self {
+            endpoint: *destination,
+            transport: Transport::Local(Arc::clone(workload)),
+            service: None,
+            client_cert: peer.as_ref().and_then(|peer| headers::client_cert(&workload.identity, peer)),
+            meta,
+            handles,
+            slots: [pool.slot(&key(false)), pool.slot(&key(true))],
+        }))
+    }
+
+    /// The pooled connections of one version of HTTP.
+    pub fn slot(&self, http2: bool) -> &Rc<Slot> {
+        &self.slots[usize::from(http2)]
+    }
+
+    /// Opens a connection, whatever is spoken on it.
+    pub async fn connect(&self, down: &Downstream, limit: std::time::Duration) -> Result<HttpIo, Failure> {
+        match timeout(limit, self.open(down)).await {
+            Ok(opened) => opened,
+            Err(_elapsed) => Err(Failure::new(
+                Reason::ConnectTimeout,
+                format!("no connection to {} in time", self.endpoint),
+            )),
+        }
+    }
+
+    async fn open(&self, down: &Downstream) -> Result<HttpIo, Failure> {
+        let worker: &Worker = &down.worker;
+        let Side::Outbound { source, .. } = &down.side else {
+            if let Some(first) = down.take_first() {
+                return Ok(HttpIo::tcp(first));
+            }
+            let stream = upstream::leg(worker, &down.pod, down.client.ip(), self.endpoint).await?;
+            return Ok(HttpIo::tcp(stream));
+        };
+        let origin = upstream::Origin { source, client: down.client };
+        match &self.transport {
+            Transport::Local(workload) => {
+                upstream::local(worker, &origin, workload, self.endpoint).await.map(HttpIo::tcp)
+            }
+            // The destination's agent refuses too; a stolen key answers from elsewhere.
+            Transport::Hbone(workload) if worker.shared.store.load().denied(&workload.identity) => {
+                Err(Failure::new(Reason::IdentityDenied, "the destination's identity is on the deny list"))
+            }
+            Transport::Hbone(workload) => {
+                let headers = upstream::headers(down.client, self.service.as_deref(), self.meta.decision_id);
+                let way = upstream::Way { endpoint: self.endpoint, workload, headers };
+                upstream::hbone(worker, &down.pod, &origin, way).await.map(HttpIo::tunnel)
+            }
+            Transport::Plain => upstream::plain(worker, &down.pod, self.endpoint).await.map(HttpIo::tcp),
+        }
+    }
+
+    /// Begins HTTP on a new connection.
+    pub async fn dial(
+        &self,
+        down: &Downstream,
+        http2: bool,
+        limits: &PoolLimits,
+        opened: Opened,
+    ) -> Result<Lease, Failure> {
+        let io = self.connect(down, limits.connect_timeout).await?;
+        let broke = |error: hyper::Error| Failure::new(Reason::UpstreamReset, error.to_string());
+        let slot = self.slot(http2);
+        if http2 {
+            let sender = client::http2(io, limits.max_concurrent_streams).await.map_err(broke)?;
+            return Ok(slot.fresh_http2(sender, opened));
+        }
+        client::http1(io, opened).await.map_err(broke).map(|conn| slot.fresh_http1(conn))
+    }
+}
