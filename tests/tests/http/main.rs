@@ -1,6 +1,8 @@
 //! HTTP in the lab: real agents, real servers and clients, on one node and across two.
 mod faults;
 mod guide;
+mod hostile;
+mod life;
 mod policy;
 mod resilience;
 mod routing;

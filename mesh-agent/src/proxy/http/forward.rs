@@ -18,7 +18,7 @@ use super::target::Target;
 use crate::decide::balance::hash_key;
 use crate::decide::inbound::{ConnFacts, HttpFacts, admit_request};
 use crate::decide::outbound::Transport;
-use crate::decide::{outlier, retry};
+use crate::decide::{Snapshot as _, outlier, retry};
 use crate::model::route::{RetryOn, RetryPolicy};
 use crate::model::traffic::LoadBalance;
 use crate::model::{Reason, Workload};
@@ -172,8 +172,13 @@ async fn one(
         let address = cluster.endpoints[index].address;
         let target = down.target(&world, address, cluster.service.as_ref()).ok_or(Reason::ConnectFailed)?;
         exchange.record.target = Some(Rc::clone(&target));
-        if let Transport::Local(workload) = &target.transport {
-            judge(exchange, &world, &target, workload)?;
+        match &target.transport {
+            Transport::Local(workload) => judge(exchange, &world, &target, workload)?,
+            // A connection from before may still stand; the destination's agent judges the rest.
+            Transport::Hbone(workload) if world.denied(&workload.identity) => {
+                return Err(Reason::IdentityDenied.into());
+            }
+            Transport::Hbone(_) | Transport::Plain => {}
         }
         target
     };
