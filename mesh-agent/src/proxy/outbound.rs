@@ -134,7 +134,9 @@ fn wanted(world: &World, node: &str, accepted: &Accepted) -> Wanted {
     }
     match transport(world, node, original) {
         // Routes belong to Services; what a pod's own address wants is its policy read.
-        Transport::Local(workload) if inbound::needs_http(world, &workload, original.port()) => Wanted::Either,
+        Transport::Local(workload) if inbound::needs_http(world, &workload, original.port()) => {
+            Wanted::Either
+        }
         Transport::Local(_) | Transport::Hbone(_) | Transport::Plain => Wanted::Bytes,
     }
 }

@@ -16,7 +16,8 @@ use crate::model::{Endpoint, Reason};
 pub(super) async fn inbound(mut exchange: Exchange) -> Response<Answer> {
     let down = Rc::clone(&exchange.down);
     let world = snapshot(&down);
-    let found = world.workload(&down.pod.id).and_then(|workload| Some((workload, down.application(workload)?)));
+    let found =
+        world.workload(&down.pod.id).and_then(|workload| Some((workload, down.application(workload)?)));
     let Some((workload, target)) = found else {
         return exchange.refuse(Local::of(Reason::UnknownWorkload));
     };

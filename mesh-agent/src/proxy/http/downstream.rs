@@ -90,7 +90,13 @@ impl Drop for Busy {
 }
 
 impl Downstream {
-    pub fn new(worker: &Rc<Worker>, pod: &Arc<LocalPod>, conn: Conn, client: SocketAddr, side: Side) -> Rc<Self> {
+    pub fn new(
+        worker: &Rc<Worker>,
+        pod: &Arc<LocalPod>,
+        conn: Conn,
+        client: SocketAddr,
+        side: Side,
+    ) -> Rc<Self> {
         Rc::new(Self {
             worker: Rc::clone(worker),
             pod: Arc::clone(pod),
@@ -186,7 +192,12 @@ impl Downstream {
     }
 
     /// An endpoint of a Service as this connection reaches it.
-    pub fn target(&self, world: &World, endpoint: SocketAddr, service: Option<&Arc<Service>>) -> Option<Rc<Target>> {
+    pub fn target(
+        &self,
+        world: &World,
+        endpoint: SocketAddr,
+        service: Option<&Arc<Service>>,
+    ) -> Option<Rc<Target>> {
         let same = |target: &Target| {
             target.endpoint == endpoint
                 && target.service.as_ref().map(Arc::as_ptr) == service.map(Arc::as_ptr)
