@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use mesh_agent::admin::{
     AdminServer, AdminSource, CertView, Check, ConnView, ExplainError, ExplainQuery, Explanation, PolicyView,
-    ServiceView, State, Status, Takeover, WorkloadView,
+    RoutesView, ServiceView, State, Status, Takeover, WorkloadView,
 };
 use mesh_agent::observe::Metrics;
 use serde::Deserialize;
@@ -24,6 +24,7 @@ struct Scripted {
     connections: Vec<ConnView>,
     denied: Explanation,
     allowed: Explanation,
+    routes: RoutesView,
 }
 
 impl AdminSource for Scripted {
@@ -59,6 +60,13 @@ impl AdminSource for Scripted {
         match query.source.as_str() {
             "shop/frontend-0" => Ok(self.denied.clone()),
             "192.0.2.7" => Ok(self.allowed.clone()),
+            other => Err(ExplainError::UnknownSource(other.to_owned())),
+        }
+    }
+
+    fn routes(&self, query: &ExplainQuery) -> Result<RoutesView, ExplainError> {
+        match query.source.as_str() {
+            "shop/frontend-0" => Ok(self.routes.clone()),
             other => Err(ExplainError::UnknownSource(other.to_owned())),
         }
     }

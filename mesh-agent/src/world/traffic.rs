@@ -333,6 +333,13 @@ impl World {
         self.traffic.get(&service.id).is_some_and(|traffic| !traffic.ports.is_empty())
     }
 
+    /// Whether any DestinationRule gives the Service a subset of this name.
+    pub(super) fn has_subset(&self, id: &ServiceId, subset: &str) -> bool {
+        self.traffic.get(id).is_some_and(|traffic| {
+            traffic.rules.iter().any(|one| one.rule.subsets.iter().any(|(name, ..)| **name == *subset))
+        })
+    }
+
     pub(super) fn policy_of(
         &self,
         source: &Workload,

@@ -7,4 +7,5 @@ mod policy;
 mod resilience;
 mod routing;
 mod shop;
+mod tcp;
 mod through;
