@@ -29,7 +29,8 @@ fn requests_are_told() -> Result<()> {
     let mut session = shop.session(&service)?;
     session.ask(&Ask::get("/told?status=404").headers(&[("x-request-id", "of-this-test")]))?;
     let agent = shop.agent("node-a")?;
-    let parts = ["request complete", "of-this-test", "response_code=404", "method=\"GET\"", "/told?status=404"];
+    let parts =
+        ["request complete", "of-this-test", "response_code=404", "method=\"GET\"", "/told?status=404"];
     eventually("the line to be written", SOON, || {
         Ok(agent.log().lines().any(|line| parts.iter().all(|part| line.contains(part))))
     })?;
@@ -40,11 +41,17 @@ fn requests_are_told() -> Result<()> {
         ("response_code", "404"),
         ("request_protocol", "http"),
     ];
-    for metric in ["istio_requests_total", "istio_request_duration_milliseconds_count", "istio_response_bytes_count"] {
+    for metric in
+        ["istio_requests_total", "istio_request_duration_milliseconds_count", "istio_response_bytes_count"]
+    {
         assert!((agent.metric(metric, &labels)? - 1.0).abs() < f64::EPSILON, "{metric}");
     }
     let connections = agent.ask(&["connections"])?;
-    assert_eq!(connections.as_array().map(Vec::len), Some(1), "one entry for the client's connection: {connections}");
+    assert_eq!(
+        connections.as_array().map(Vec::len),
+        Some(1),
+        "one entry for the client's connection: {connections}"
+    );
     Ok(())
 }
 

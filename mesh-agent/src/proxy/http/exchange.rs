@@ -67,7 +67,8 @@ impl Exchange {
         let (head, body) = request.into_parts();
         let checked = checks::head(&head.method, &head.uri, head.version, &head.headers)
             .map_err(|malformed| (malformed.status(), malformed.to_string()));
-        let path = checked.is_ok().then(|| normalised(&head.uri, snapshot(down).path_normalization())).transpose();
+        let path =
+            checked.is_ok().then(|| normalised(&head.uri, snapshot(down).path_normalization())).transpose();
         let mut headers = head.headers;
         let upgrade =
             headers::upgrade(&headers).filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
