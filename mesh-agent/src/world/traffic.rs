@@ -225,7 +225,7 @@ impl World {
                 HttpEntry::Rule(rule) => rules.push(Arc::clone(rule)),
                 HttpEntry::Delegate { namespace, name, rule } => {
                     let delegate = self.delegate(facts, namespace, name);
-                    let inner = delegate.into_iter().flat_map(|delegate| plain(delegate));
+                    let inner = delegate.into_iter().flat_map(plain);
                     rules.extend(delegate::merge(rule, inner).0);
                 }
             }
@@ -379,7 +379,7 @@ impl World {
 }
 
 /// Objects of one host count from the oldest; without a time they are ordered by name.
-fn age<'a>(created: i64, object: &'a PolicyRef) -> (i64, &'a str, &'a str) {
+fn age(created: i64, object: &PolicyRef) -> (i64, &str, &str) {
     (created, &object.namespace, &object.name)
 }
 

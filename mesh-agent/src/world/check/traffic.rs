@@ -20,6 +20,13 @@ pub(super) struct Words {
     pub(super) remedy: &'static str,
 }
 
+/// Where in an object a rule stands.
+struct Place<'a> {
+    kind: Kind,
+    object: &'a PolicyRef,
+    field: &'a str,
+}
+
 impl World {
     pub(super) fn check_traffic(&self, found: &mut Found<'_>) {
         let virtual_services: Vec<&Arc<VirtualServiceFacts>> =
@@ -74,7 +81,9 @@ impl World {
         for (index, entry) in facts.http.iter().enumerate() {
             let field = format!("spec.http[{index}]");
             match entry {
-                HttpEntry::Rule(rule) => self.check_backends(kind, &facts.object, &field, rule, found),
+                HttpEntry::Rule(rule) => {
+                    self.check_backends(&Place { kind, object: &facts.object, field: &field }, rule, found)
+                }
                 HttpEntry::Delegate { namespace, name, rule } => {
                     let Some(delegate) = self.delegate(facts, namespace, name) else {
                         found.add(kind, &facts.object, Words {
@@ -120,14 +129,7 @@ impl World {
         Some(older.object.to_string())
     }
 
-    fn check_backends(
-        &self,
-        kind: Kind,
-        object: &PolicyRef,
-        field: &str,
-        rule: &HttpRule,
-        found: &mut Found<'_>,
-    ) {
+    fn check_backends(&self, place: &Place<'_>, rule: &HttpRule, found: &mut Found<'_>) {
         let backends = match &rule.action {
             RuleAction::Forward(backends) => backends.as_slice(),
             RuleAction::Redirect(_) | RuleAction::Respond(_) => &[],
@@ -139,11 +141,11 @@ impl World {
             let Some(message) = self.lost(backend) else { continue };
             if told.insert(message.clone()) {
                 found.add(
-                    kind,
-                    object,
+                    place.kind,
+                    place.object,
                     Words {
                         severity: Severity::Warning,
-                        field: format!("{field}.{part}"),
+                        field: format!("{}.{part}", place.field),
                         message,
                         remedy: "make what is missing, or correct the name",
                     },
@@ -189,7 +191,7 @@ impl World {
         }
         for (_, rule) in &route.rules {
             let field = format!("spec.{}", rule.origin.rule);
-            self.check_backends(kind, &route.object, &field, rule, found);
+            self.check_backends(&Place { kind, object: &route.object, field: &field }, rule, found);
         }
     }
 }
