@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use mesh_agent::admin::{
     AdminServer, AdminSource, CertView, Check, ConnView, ExplainError, ExplainQuery, Explanation, PolicyView,
-    ServiceView, State, Status, Takeover, WorkloadView,
+    RoutesView, ServiceView, State, Status, Takeover, WorkloadView,
 };
 use mesh_agent::observe::Metrics;
 use serde::Deserialize;
@@ -24,6 +24,7 @@ struct Scripted {
     connections: Vec<ConnView>,
     denied: Explanation,
     allowed: Explanation,
+    routes: RoutesView,
 }
 
 impl AdminSource for Scripted {
@@ -59,6 +60,13 @@ impl AdminSource for Scripted {
         match query.source.as_str() {
             "shop/frontend-0" => Ok(self.denied.clone()),
             "192.0.2.7" => Ok(self.allowed.clone()),
+            other => Err(ExplainError::UnknownSource(other.to_owned())),
+        }
+    }
+
+    fn routes(&self, query: &ExplainQuery) -> Result<RoutesView, ExplainError> {
+        match query.source.as_str() {
+            "shop/frontend-0" => Ok(self.routes.clone()),
             other => Err(ExplainError::UnknownSource(other.to_owned())),
         }
     }
@@ -296,4 +304,28 @@ fn run_names_the_setting_that_is_missing_and_the_key_that_is_unknown() {
     let output = clean().args(["run", "--config"]).arg(&file).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("nodes"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn routes_are_listed_in_order_and_a_folder_is_analyzed_without_an_agent() {
+    let agent = Agent::start(views());
+    let told = agent.run(&["routes", "shop/frontend-0", "shop/reviews:9080"]);
+    assert!(told.status.success());
+    let story = text(&told.stdout);
+    let first = story.find("VirtualService shop/reviews http[0]").unwrap();
+    assert!(first < story.find("VirtualService shop/reviews http[1]").unwrap(), "{story}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let write = |text: &str| std::fs::write(folder.path().join("a.yaml"), text).unwrap();
+    let ask = || agent.run(&["analyze", folder.path().to_str().unwrap()]);
+    write("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
+    let good = ask();
+    assert_eq!((good.status.code(), text(&good.stdout).starts_with("No findings")), (Some(0), true));
+    write(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a, namespace: shop}\nspec: {hosts: [b], http: [{timeout: soon}]}\n",
+    );
+    let bad = ask();
+    assert_eq!(bad.status.code(), Some(1));
+    let story = text(&bad.stdout);
+    assert!(story.contains("spec.http[0].timeout") && story.contains("VirtualService shop/a"), "{story}");
 }

@@ -16,6 +16,7 @@ pub(crate) struct Views {
     pub(crate) connections: Vec<ConnView>,
     pub(crate) denied: Explanation,
     pub(crate) allowed: Explanation,
+    pub(crate) routes: RoutesView,
 }
 
 pub(crate) fn views() -> Views {
@@ -66,6 +67,13 @@ impl AdminSource for Scripted {
         match query.source.as_str() {
             "shop/frontend-0" => Ok(self.views.denied.clone()),
             "192.0.2.7" => Ok(self.views.allowed.clone()),
+            other => Err(ExplainError::UnknownSource(other.to_owned())),
+        }
+    }
+
+    fn routes(&self, query: &ExplainQuery) -> Result<RoutesView, ExplainError> {
+        match query.source.as_str() {
+            "shop/frontend-0" => Ok(self.views.routes.clone()),
             other => Err(ExplainError::UnknownSource(other.to_owned())),
         }
     }

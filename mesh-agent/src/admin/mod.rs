@@ -11,12 +11,14 @@ pub mod routes;
 pub mod server;
 pub mod socket;
 pub mod views;
+pub mod views_http;
 
 pub use client::{Client, ClientError, Dial, DialError, Dialling, Stream};
 pub use query::{AskedRequest, ExplainQuery};
 pub use server::{AdminServer, HttpServer, Limits};
 pub use socket::{SocketError, Takeover};
 pub use views::*;
+pub use views_http::*;
 
 /// Answers the admin API. Each method takes a snapshot; none may block.
 pub trait AdminSource: Send + Sync + 'static {
@@ -30,6 +32,8 @@ pub trait AdminSource: Send + Sync + 'static {
     /// Relayed and bypassed connections.
     fn connections(&self) -> Vec<ConnView>;
     fn explain(&self, query: &ExplainQuery) -> Result<Explanation, ExplainError>;
+    /// The HTTP rules and the policy between a workload and a Service.
+    fn routes(&self, query: &ExplainQuery) -> Result<RoutesView, ExplainError>;
     /// What is missing before the agent may take traffic; empty = ready.
     fn missing(&self) -> Vec<String>;
 }

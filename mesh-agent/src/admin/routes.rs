@@ -8,14 +8,14 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 
-use super::{AdminSource, ExplainQuery, Problem, Version};
+use super::{AdminSource, ExplainError, ExplainQuery, Problem, Version};
 use crate::observe::Metrics;
 use crate::observe::metrics::CONTENT_TYPE as OPENMETRICS;
 
 pub type Answer = Response<Full<Bytes>>;
 
 /// The admin socket's routes.
-pub const ADMIN_PATHS: [&str; 9] = [
+pub const ADMIN_PATHS: [&str; 10] = [
     "/v1/status",
     "/v1/check",
     "/v1/workloads",
@@ -24,6 +24,7 @@ pub const ADMIN_PATHS: [&str; 9] = [
     "/v1/certs",
     "/v1/connections",
     "/v1/explain",
+    "/v1/routes",
     "/v1/version",
 ];
 
@@ -67,14 +68,19 @@ fn admin(source: &dyn AdminSource, path: &str, query: &str) -> Answer {
             let abi = Some(source.status().capture.abi).filter(|abi| !abi.is_empty());
             json(StatusCode::OK, &Version { abi, ..Version::own() })
         }
-        "/v1/explain" => match ExplainQuery::from_url(query) {
-            Err(error) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
-            Ok(query) => match source.explain(&query) {
-                Ok(explanation) => json(StatusCode::OK, &explanation),
-                Err(error) => problem(StatusCode::NOT_FOUND, &error.to_string()),
-            },
-        },
+        "/v1/explain" => asked(query, |query| source.explain(query)),
+        "/v1/routes" => asked(query, |query| source.routes(query)),
         _ => problem(StatusCode::NOT_FOUND, &format!("no such path; there are {}", ADMIN_PATHS.join(", "))),
+    }
+}
+
+fn asked<T: Serialize>(query: &str, ask: impl FnOnce(&ExplainQuery) -> Result<T, ExplainError>) -> Answer {
+    match ExplainQuery::from_url(query) {
+        Err(error) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
+        Ok(query) => match ask(&query) {
+            Ok(found) => json(StatusCode::OK, &found),
+            Err(error) => problem(StatusCode::NOT_FOUND, &error.to_string()),
+        },
     }
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::views_http::RequestStory;
 use crate::model::{Identity, Reason};
 use crate::observe::{Direction, Path};
 
@@ -434,6 +435,9 @@ pub struct Explanation {
     pub destination: PartyView,
     pub route: RouteView,
     pub steps: Vec<StepView>,
+    /// What becomes of the request that was asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<RequestStory>,
     pub world_version: u64,
     /// Things worth knowing that did not decide.
     pub notes: Vec<String>,

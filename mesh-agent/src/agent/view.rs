@@ -2,6 +2,7 @@
 //! modules. Owns: the mapping from their types to the API's. Never: changes anything. Called by `admin`'s servers.
 
 mod explain;
+mod routes;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use super::backlogs::Backlogs;
 use super::pods::Pods;
 use crate::admin::{
     AdminSource, CaptureView, CertCounts, CertView, Check, ConnView, ExplainError, ExplainQuery, Explanation,
-    LimitView, PolicyView, ServiceView, SourceView, State, Status, WorkloadCounts, WorkloadView,
+    LimitView, PolicyView, RoutesView, ServiceView, SourceView, State, Status, WorkloadCounts, WorkloadView,
 };
 use crate::capture::{ClosedFlow, LiveFlow};
 use crate::compile::mesh_config;
@@ -292,6 +293,10 @@ impl AdminSource for NodeView {
 
     fn explain(&self, query: &ExplainQuery) -> Result<Explanation, ExplainError> {
         explain::explain(&self.shared.store.load(), &self.shared.node, query)
+    }
+
+    fn routes(&self, query: &ExplainQuery) -> Result<RoutesView, ExplainError> {
+        routes::routes(&self.shared.store.load(), query)
     }
 
     fn missing(&self) -> Vec<String> {

@@ -4,7 +4,7 @@ use super::human::count;
 use super::output::{Printer, Style};
 use super::table::{Cell, Paint, Table, clean, paint};
 use super::{CliError, Exit};
-use crate::admin::{Client, ExplainQuery, Explanation, Match, PartyView, RouteView};
+use crate::admin::{Client, ExplainQuery, Explanation, Match, PartyView, RequestStory, RouteView};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ExplainArgs {
@@ -52,12 +52,29 @@ pub(super) fn draw(story: &Explanation, style: Style) -> String {
         out.push_str("\nEndpoints\n");
         out.push_str(&endpoints(&story.route).draw(style));
     }
+    if let Some(request) = &story.http {
+        out.push_str(&request_lines(request));
+    }
     out.push_str("\nPolicies, in the order they are judged\n");
     out.push_str(&steps(story).draw_or(style, "  none: connections are allowed"));
     out.push('\n');
     out.push_str(&verdict(story, style));
     for note in &story.notes {
         out.push_str(&format!("note: {}\n", clean(note)));
+    }
+    out
+}
+
+fn request_lines(request: &RequestStory) -> String {
+    let mut out = format!("\nRequest {} {}\n", clean(&request.method), clean(&request.path));
+    match &request.rule {
+        Some(rule) => {
+            out.push_str(&format!("  {}\n", super::routes::title(rule)));
+            for line in super::routes::lines(rule) {
+                out.push_str(&format!("    {line}\n"));
+            }
+        }
+        None => out.push_str(&format!("  {}\n", clean(&request.outcome))),
     }
     out
 }

@@ -5,6 +5,7 @@
 //! Exit codes: 0 good, 1 the answer is no (a failed check, a denied explain, an agent that is not ready),
 //! 2 wrong usage, 3 the agent cannot be reached.
 
+mod analyze;
 mod certs;
 mod check;
 mod cluster;
@@ -17,6 +18,7 @@ mod output;
 mod policies;
 mod probe;
 pub mod relay;
+mod routes;
 mod services;
 mod status;
 mod table;
@@ -91,6 +93,11 @@ enum Verb {
     Connections(Asked<connections::ConnectionsArgs>),
     /// What happens when SRC connects to DST, and which rule decides
     Explain(Asked<Box<explain::ExplainArgs>>),
+    /// The HTTP rules that SRC's requests to HOST meet, in order
+    #[command(visible_alias = "route")]
+    Routes(Asked<routes::RoutesArgs>),
+    /// What is wrong with manifests, in a folder or where the agent reads them
+    Analyze(Asked<analyze::AnalyzeArgs>),
     /// Version of this command and of the agent
     Version(Asked<version::VersionArgs>),
     /// Print a shell's completion script
@@ -188,6 +195,8 @@ pub(crate) enum CliError {
     MeshConfig { file: PathBuf, source: crate::install::MeshConfigError },
     #[error("cannot read {file}: {source}; check the path and its permissions")]
     Read { file: PathBuf, source: std::io::Error },
+    #[error("{0}")]
+    Directory(#[from] crate::source::dir::DirError),
     #[error("the CRDs cannot be written: {0}")]
     Definitions(#[from] serde_json::Error),
 }
@@ -198,7 +207,7 @@ impl CliError {
             Self::Client(ClientError::Unreachable { .. } | ClientError::Answer { .. }) => Exit::Unreachable,
             Self::Cluster { .. } => Exit::Unreachable,
             Self::Client(ClientError::Refused(_)) | Self::Query(_) | Self::Value(_) => Exit::Usage,
-            Self::MeshConfig { .. } | Self::Read { .. } => Exit::Usage,
+            Self::MeshConfig { .. } | Self::Read { .. } | Self::Directory(_) => Exit::Usage,
             Self::Client(ClientError::NotFound(_)) | Self::Format { .. } | Self::Definitions(_) => Exit::No,
             // `mesh-agent ... | head` is no failure.
             Self::Write(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Good,
@@ -271,6 +280,8 @@ impl Verb {
             Self::Check(asked) => Some(&asked.target),
             Self::Connections(asked) => Some(&asked.target),
             Self::Explain(asked) => Some(&asked.target),
+            Self::Routes(asked) => Some(&asked.target),
+            Self::Analyze(asked) => Some(&asked.target),
             Self::Version(asked) => Some(&asked.target),
             _ => None,
         }
@@ -281,6 +292,7 @@ impl Verb {
         match self {
             Self::Check(asked) if asked.args.before() => target.says_cluster() || cluster::is_plugin(),
             Self::Version(asked) if asked.args.client() => false,
+            Self::Analyze(asked) if asked.args.asks_nobody() => false,
             _ => target.means_cluster(socket, default),
         }
     }
@@ -301,6 +313,8 @@ impl Verb {
             Self::Certs(_) => certs::run(client, printer).await,
             Self::Connections(asked) => connections::run(client, printer, &asked.args).await,
             Self::Explain(asked) => explain::run(client, printer, &asked.args).await,
+            Self::Routes(asked) => routes::run(client, printer, &asked.args).await,
+            Self::Analyze(asked) => analyze::run(client, printer, &asked.args).await,
             Self::Version(asked) => version::run(client, printer, &asked.args).await,
             Self::Completion(args) => completion::run(&args),
         }

@@ -26,6 +26,7 @@ fn every_table_looks_as_agreed() {
     both("connections", |views, style| connections::draw(&views.connections, style));
     both("explain_denied", |views, style| explain::draw(&views.denied, style));
     both("explain_allowed", |views, style| explain::draw(&views.allowed, style));
+    both("routes", |views, style| routes::draw(&views.routes, style));
     both("check_agent", |views, style| check::draw(&views.checks, style));
 }
 

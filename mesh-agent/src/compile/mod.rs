@@ -97,6 +97,18 @@ impl Kind {
         }
     }
 
+    /// Says where connections and requests go.
+    pub const fn is_traffic(self) -> bool {
+        matches!(
+            self,
+            Self::VirtualService
+                | Self::DestinationRule
+                | Self::HttpRoute
+                | Self::GrpcRoute
+                | Self::ServiceEntry
+        )
+    }
+
     pub const fn is_security(self) -> bool {
         matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy)
     }

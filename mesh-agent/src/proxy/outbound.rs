@@ -5,16 +5,20 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use crate::decide::balance::hash_key;
+use crate::decide::circuit::Guard;
 use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport};
-use crate::decide::{self, Snapshot as _, balance, inbound};
-use crate::model::{AppProtocol, Balance, Reason, Service, Workload};
+use crate::decide::outlier::Outcome;
+use crate::decide::{self, Snapshot as _, inbound};
+use crate::model::traffic::LoadBalance;
+use crate::model::{AppProtocol, Endpoint, Reason, Service, ServicePort, Workload};
 use crate::net::sock;
 use crate::observe::{Conn, ConnMeta, DecisionId, Direction, Limit, Party, Path};
+use crate::proxy::http::cluster::{self, Cluster};
 use crate::proxy::http::downstream::{Downstream, Side};
 use crate::proxy::http::io::{End, HttpIo};
 use crate::proxy::http::server;
@@ -47,6 +51,17 @@ enum Upstream {
     Tunnel(Box<tunnel::Stream>),
 }
 
+/// An upstream that stands, and what its connection holds while it is open.
+struct Opened {
+    conn: Conn,
+    upstream: Upstream,
+    idle: Duration,
+    held: Held,
+}
+
+/// Places in the balance and in the destination's limits; free again when they are dropped.
+type Held = (Option<LoadGuard>, Option<cluster::Load>, Option<Guard>);
+
 /// One way to the destination: an endpoint and how it is reached.
 struct Leg {
     endpoint: SocketAddr,
@@ -72,7 +87,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, (stream, client): (Tc
         Err(_gone) => return,
     }
     match establish(&worker, &pod, &accepted).await {
-        Some((conn, upstream, _load)) => relay_to_end(accepted.stream, conn, upstream).await,
+        Some(opened) => relay_to_end(accepted.stream, opened).await,
         None => upstream::reset(accepted.stream),
     }
 }
@@ -108,14 +123,29 @@ fn wanted(world: &World, node: &str, accepted: &Accepted) -> Wanted {
         return match service.port(original.port()).map(|port| port.protocol) {
             Some(AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc) => Wanted::Http,
             Some(AppProtocol::Auto) => Wanted::Either,
+            // The other nodes' agents read what a policy asks about whatever the port is called; so does this one.
+            Some(AppProtocol::Tcp | AppProtocol::Tls)
+                if service.port(original.port()).is_some_and(|port| read_here(world, node, port)) =>
+            {
+                Wanted::Either
+            }
             Some(AppProtocol::Tcp | AppProtocol::Tls) | None => Wanted::Bytes,
         };
     }
     match transport(world, node, original) {
         // Routes belong to Services; what a pod's own address wants is its policy read.
-        Transport::Local(workload) if inbound::needs_http(world, &workload, original.port()) => Wanted::Either,
+        Transport::Local(workload) if inbound::needs_http(world, &workload, original.port()) => {
+            Wanted::Either
+        }
         Transport::Local(_) | Transport::Hbone(_) | Transport::Plain => Wanted::Bytes,
     }
+}
+
+/// Whether a policy asks about requests to one of the port's endpoints on this node.
+fn read_here(world: &World, node: &str, port: &ServicePort) -> bool {
+    let here = port.endpoints.iter().filter(|endpoint| *endpoint.node == *node);
+    here.filter_map(|endpoint| Some((world.workload_at(endpoint.address.ip())?, endpoint.address.port())))
+        .any(|(workload, port)| inbound::needs_http(world, workload, port))
 }
 
 /// Serves a client's requests, each with a decision of its own.
@@ -136,14 +166,14 @@ async fn establish(
     worker: &Rc<Worker>,
     pod: &LocalPod,
     accepted: &Accepted,
-) -> Option<(Conn, Upstream, Option<LoadGuard>)> {
+) -> Option<Opened> {
     let world = worker.shared.store.load();
     match plan(&*world, &accepted.source, accepted.original) {
         OutboundPlan::Tcp(plan) => try_endpoints(worker, pod, accepted, &plan, &world).await,
         OutboundPlan::Passthrough(endpoint) => {
             let leg = Leg { endpoint, transport: Transport::Plain, service: None, known: false, owner: None };
             let (conn, upstream) = connect(worker, pod, accepted, &leg).await.ok()?;
-            Some((conn, upstream, None))
+            Some(Opened { conn, upstream, idle: IDLE_TIMEOUT, held: (None, None, None) })
         }
         OutboundPlan::Refuse(reason) => {
             let meta = meta(accepted, None, None, Path::Passthrough);
@@ -181,6 +211,58 @@ fn identify(worker: &Worker, pod: &LocalPod, stream: TcpStream, client: SocketAd
     Some(accepted)
 }
 
+/// What one connection's endpoint is chosen from: a Service's by its policy, or the one address that was dialled.
+struct Choice {
+    cluster: Option<Rc<Cluster>>,
+    endpoints: Arc<[Endpoint]>,
+    hash: Option<u64>,
+    place: Option<Guard>,
+}
+
+impl Choice {
+    fn of(worker: &Worker, accepted: &Accepted, plan: &TcpPlan, world: &World) -> Result<Self, Reason> {
+        let Some(service) = &plan.service else {
+            return Ok(Self { cluster: None, endpoints: Arc::clone(&plan.endpoints), hash: None, place: None });
+        };
+        let family = decide::outbound::canonical(accepted.original).ip();
+        let wanted = cluster::Wanted { service, port: plan.port, subset: None, family };
+        let cluster = worker.http.cluster(worker, world, &accepted.source, &wanted)?;
+        let circuit = &cluster.destination.circuit;
+        let place = circuit.try_connection(&cluster.policy.pool).map_err(|_full| Reason::LimitReached)?;
+        let hash = match &cluster.policy.balance {
+            LoadBalance::Hash { key, .. } => hash_key::of_connection(key, accepted.client.ip()),
+            _ => None,
+        };
+        let endpoints = Arc::clone(&cluster.endpoints);
+        Ok(Self { cluster: Some(cluster), endpoints, hash, place: Some(place) })
+    }
+
+    /// The next endpoint; none when all that may be used have been tried.
+    fn pick(&self, worker: &Worker, tried: &[usize]) -> Option<usize> {
+        let index = match &self.cluster {
+            Some(cluster) => cluster.pick(worker, self.hash, tried)?,
+            None => self.endpoints.iter().position(|endpoint| endpoint.ready)?,
+        };
+        (!tried.contains(&index)).then_some(index)
+    }
+
+    /// Remembers how an endpoint did. Policy's refusal says nothing of it.
+    fn remember(&self, worker: &Worker, index: usize, failed: Option<Reason>) {
+        let Some(cluster) = &self.cluster else { return };
+        let outcome = match failed {
+            None => Outcome::Connected,
+            Some(Reason::ConnectTimeout) => Outcome::TimedOut,
+            Some(reason) if upstream::worth_another_endpoint(reason) => Outcome::ConnectFailed,
+            Some(_) => return,
+        };
+        cluster.result(worker, index, outcome);
+    }
+
+    fn idle(&self) -> Duration {
+        self.cluster.as_ref().map_or(IDLE_TIMEOUT, |cluster| cluster.policy.pool.tcp_idle)
+    }
+}
+
 /// Tries endpoints in the order of the balancer until one stands.
 async fn try_endpoints(
     worker: &Rc<Worker>,
@@ -188,12 +270,19 @@ async fn try_endpoints(
     accepted: &Accepted,
     plan: &TcpPlan,
     world: &World,
-) -> Option<(Conn, Upstream, Option<LoadGuard>)> {
+) -> Option<Opened> {
+    let mut choice = match Choice::of(worker, accepted, plan, world) {
+        Ok(choice) => choice,
+        Err(reason) => {
+            nobody(worker, accepted, plan, reason);
+            return None;
+        }
+    };
     let mut tried: Vec<usize> = Vec::new();
     while tried.len() < MAX_ENDPOINT_TRIES {
-        let Some(index) = pick(worker, plan, &tried) else { break };
+        let Some(index) = choice.pick(worker, &tried) else { break };
         tried.push(index);
-        let endpoint = &plan.endpoints[index];
+        let endpoint = &choice.endpoints[index];
         let leg = Leg {
             endpoint: endpoint.address,
             transport: transport(world, &worker.shared.node, endpoint),
@@ -201,38 +290,38 @@ async fn try_endpoints(
             known: true,
             owner: world.workload_at(endpoint.address.ip()).map(Arc::clone),
         };
-        let load = worker.count(endpoint.address);
-        match connect(worker, pod, accepted, &leg).await {
-            Ok((conn, upstream)) => return Some((conn, upstream, Some(load))),
+        let load = match &choice.cluster {
+            Some(cluster) => (None, cluster.load(index)),
+            None => (Some(worker.count(endpoint.address)), None),
+        };
+        let connected = connect(worker, pod, accepted, &leg).await;
+        choice.remember(worker, index, connected.as_ref().err().copied());
+        match connected {
+            Ok((conn, upstream)) => {
+                let held = (load.0, load.1, choice.place.take());
+                return Some(Opened { conn, upstream, idle: choice.idle(), held });
+            }
             // Policy gave its answer; another endpoint of the same Service must not be asked for a better one.
             Err(reason) if !upstream::worth_another_endpoint(reason) => return None,
             Err(_) => {}
         }
     }
     if tried.len() == MAX_ENDPOINT_TRIES
-        && plan.endpoints.iter().filter(|one| one.ready).count() > tried.len()
+        && choice.endpoints.iter().filter(|one| one.ready).count() > tried.len()
     {
         worker.shared.connections.metrics().limit_hit(Limit::EndpointTries);
     }
     if tried.is_empty() {
-        let mut meta = meta(accepted, None, None, Path::Passthrough);
-        meta.service = plan.service.as_ref().map(Arc::clone);
-        worker.shared.connections.open(meta).finish(Some(Reason::NoEndpoint));
+        nobody(worker, accepted, plan, Reason::NoEndpoint);
     }
     None
 }
 
-fn pick(worker: &Worker, plan: &TcpPlan, tried: &[usize]) -> Option<usize> {
-    match (plan.balance, &plan.service) {
-        (Balance::RoundRobin, Some(service)) => {
-            let turn = worker.turn(&service.id, plan.port).fetch_add(1, Ordering::Relaxed);
-            balance::round_robin(&plan.endpoints, turn, tried)
-        }
-        _ => {
-            let load = |index: usize| plan.endpoints.get(index).map_or(0, |one| worker.load(one.address));
-            balance::least_request(&plan.endpoints, worker.random(), tried, load)
-        }
-    }
+/// Files a connection that came to no endpoint.
+fn nobody(worker: &Worker, accepted: &Accepted, plan: &TcpPlan, reason: Reason) {
+    let mut meta = meta(accepted, None, None, Path::Passthrough);
+    meta.service = plan.service.as_ref().map(Arc::clone);
+    worker.shared.connections.open(meta).finish(Some(reason));
 }
 
 /// Registers the attempt, has it judged where this node is also the destination's, and opens the transport.
@@ -335,13 +424,15 @@ fn meta(
 }
 
 /// Relays until either side ends, the connection idles out or the table cuts it.
-async fn relay_to_end(client: TcpStream, conn: Conn, upstream: Upstream) {
-    let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };
+async fn relay_to_end(client: TcpStream, opened: Opened) {
+    let Opened { conn, upstream, idle, held } = opened;
+    let io = RelayIo { sent: conn.sent(), received: conn.received(), idle };
     let end = match upstream {
         Upstream::Tcp(server) => cut_or(&conn, relay::tcp(client, server, &io)).await,
         Upstream::Tunnel(stream) => cut_or(&conn, relay::tunnel(client, *stream, TcpSide::Client, &io)).await,
     };
     conn.finish(end);
+    drop(held);
 }
 
 /// Why a relay ended; dropping it unfinished resets both sides.

@@ -4,6 +4,30 @@ use super::World;
 use crate::compile::{Diagnostic, Kind, ObjectKey, Severity};
 use crate::model::PolicyRef;
 
+mod traffic;
+
+use traffic::Words;
+
+/// Findings as they are made; `source` says where an object comes from.
+struct Found<'a> {
+    source: &'a dyn Fn(&ObjectKey) -> String,
+    all: Vec<Diagnostic>,
+}
+
+impl Found<'_> {
+    fn add(&mut self, kind: Kind, object: &PolicyRef, words: Words) {
+        self.all.push(Diagnostic {
+            severity: words.severity,
+            object: object.to_string(),
+            source: (self.source)(&key(kind, object)),
+            field: words.field,
+            message: words.message,
+            effect: String::new(),
+            remedy: words.remedy.to_owned(),
+        });
+    }
+}
+
 impl World {
     /// What is wrong between objects. `source` says which file an object came from.
     pub fn check(&self, source: impl Fn(&ObjectKey) -> String) -> Vec<Diagnostic> {
@@ -27,7 +51,9 @@ impl World {
             }
         }
         self.same_scope(&source, &mut found);
-        found
+        let mut more = Found { source: &source, all: found };
+        self.check_traffic(&mut more);
+        more.all
     }
 
     fn same_scope(&self, source: &impl Fn(&ObjectKey) -> String, found: &mut Vec<Diagnostic>) {

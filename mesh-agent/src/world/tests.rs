@@ -10,6 +10,7 @@ use super::*;
 mod authorization;
 mod change;
 mod entries;
+mod findings;
 mod gateway;
 mod hosts;
 mod peer_authentication;

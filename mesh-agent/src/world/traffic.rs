@@ -225,7 +225,7 @@ impl World {
                 HttpEntry::Rule(rule) => rules.push(Arc::clone(rule)),
                 HttpEntry::Delegate { namespace, name, rule } => {
                     let delegate = self.delegate(facts, namespace, name);
-                    let inner = delegate.into_iter().flat_map(|delegate| plain(delegate));
+                    let inner = delegate.into_iter().flat_map(plain);
                     rules.extend(delegate::merge(rule, inner).0);
                 }
             }
@@ -333,6 +333,13 @@ impl World {
         self.traffic.get(&service.id).is_some_and(|traffic| !traffic.ports.is_empty())
     }
 
+    /// Whether any DestinationRule gives the Service a subset of this name.
+    pub(super) fn has_subset(&self, id: &ServiceId, subset: &str) -> bool {
+        self.traffic.get(id).is_some_and(|traffic| {
+            traffic.rules.iter().any(|one| one.rule.subsets.iter().any(|(name, ..)| **name == *subset))
+        })
+    }
+
     pub(super) fn policy_of(
         &self,
         source: &Workload,
@@ -372,7 +379,7 @@ impl World {
 }
 
 /// Objects of one host count from the oldest; without a time they are ordered by name.
-fn age<'a>(created: i64, object: &'a PolicyRef) -> (i64, &'a str, &'a str) {
+fn age(created: i64, object: &PolicyRef) -> (i64, &str, &str) {
     (created, &object.namespace, &object.name)
 }
 

@@ -76,8 +76,8 @@ fn a_full_destination_refuses_at_once() -> Result<()> {
     let (well, refused) =
         (statuses.get(&200).copied().unwrap_or_default(), statuses.get(&503).copied().unwrap_or_default());
     assert_eq!(well + refused, 150, "{statuses:?}");
-    // 100 requests under way; a few of them more than 10 at a moment wait for their connections and are refused too.
-    assert!(well <= 100 && well >= 20, "{statuses:?}");
+    // At most 100 are under way; where more than 10 at a moment wait for their connections, they are refused as well.
+    assert!((10..=100).contains(&well), "{statuses:?}");
     let agent = shop.agent("node-a")?;
     assert!(agent.metric("istio_requests_total", &[("response_flags", "UO")])? >= refused as f64);
     Ok(())

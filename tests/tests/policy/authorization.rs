@@ -111,13 +111,13 @@ fn actions_together() -> Result<()> {
     let from_games = json!([{"source": {"namespaces": ["games"]}}]);
     let delete = json!([{"operation": {"methods": ["DELETE"]}}]);
     let deny_http = authz(json!({"action": "DENY", "rules": [{"from": from_games, "to": delete}]}));
-    steps.step("DENY with a method", &[deny_http], &all_but(&PLAYER))?;
+    steps.step_of_requests("DENY with a method", &[deny_http], &all_but(&PLAYER))?;
     let deny_path =
         authz(json!({"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/admin*"]}}]}]}));
-    steps.step("DENY with a path alone", &[deny_path], &[])?;
+    steps.step_of_requests("DENY with a path alone", &[deny_path], &[])?;
     let allow_http =
         authz(json!({"action": "ALLOW", "rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]}));
-    steps.step("ALLOW with a method", &[allow_http], &[])?;
+    steps.step_of_requests("ALLOW with a method", &[allow_http], &[])?;
     let wide = named("wide", json!({"rules": [{}]}));
     let narrow = named("narrow", json!({"action": "DENY", "rules": [{"from": from_games}]}));
     steps.step("DENY over ALLOW", &[wide, narrow], &all_but(&PLAYER))?;

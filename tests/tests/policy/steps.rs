@@ -82,7 +82,11 @@ impl Steps {
 
     /// Makes sure that exactly these ways are open, and that `explain` says of every way what really happens.
     pub(crate) fn expect(&self, what: &str, open: &[&str]) -> Result<()> {
-        for way in self.ways() {
+        self.expect_of(self.ways(), what, open)
+    }
+
+    fn expect_of(&self, ways: [Way<'_>; 8], what: &str, open: &[&str]) -> Result<()> {
+        for way in ways {
             let wanted = if open.contains(&way.name) { Fate::Echoed } else { way.denied };
             self.mesh.wait_fate(way.from, way.to, wanted).with_context(|| format!("{what}: {}", way.name))?;
             // The kernel's verdicts follow the agent's a moment later; from then on they stay.
@@ -105,6 +109,12 @@ impl Steps {
             );
         }
         Ok(())
+    }
+
+    /// One step whose policy asks about requests: nobody can be refused before the first bytes have been looked at.
+    pub(crate) fn step_of_requests(&self, what: &str, policies: &[Value], open: &[&str]) -> Result<()> {
+        self.apply(policies).with_context(|| what.to_owned())?;
+        self.expect_of(self.ways().map(|way| Way { denied: Fate::Cut, ..way }), what, open)
     }
 
     /// One step and its expectation.

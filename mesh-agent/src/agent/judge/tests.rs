@@ -63,7 +63,11 @@ fn an_identity_that_comes_on_the_deny_list_loses_its_connections_in_every_direct
         for direction in [Direction::Local, Direction::Inbound, Direction::Outbound] {
             let meta = meta(&before, direction, "api");
             assert_eq!(still_allowed(&before, &meta, false), None);
-            assert_eq!(still_allowed(&after, &meta, false), Some(Reason::IdentityDenied), "{name} {direction:?}");
+            assert_eq!(
+                still_allowed(&after, &meta, false),
+                Some(Reason::IdentityDenied),
+                "{name} {direction:?}"
+            );
         }
     }
     let mut after = before.clone();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::rows;
+use super::{routes, rows};
 use crate::admin::{
     AskedRequest, ExplainError, ExplainQuery, Explanation, Match, PartyView, RouteView, StepView,
 };
@@ -36,6 +36,7 @@ pub(super) fn explain(world: &World, node: &str, query: &ExplainQuery) -> Result
             return Ok(story.answer);
         }
     };
+    story.route_request(world);
     match plan(world, source, target) {
         OutboundPlan::Refuse(reason) => story.refuse(reason),
         OutboundPlan::Passthrough(to) => story.passthrough(to),
@@ -126,10 +127,24 @@ impl<'a> Story<'a> {
                 endpoints: Vec::new(),
             },
             steps: Vec::new(),
+            http: None,
             world_version: world.version,
             notes: Vec::new(),
         };
         Self { source, target, request: None, answer }
+    }
+
+    /// Which rule takes the request; or that rules hold, where none was asked about.
+    fn route_request(&mut self, world: &World) {
+        let service = world.service_at(self.target.ip()).map(Arc::clone);
+        let port = self.target.port();
+        if let Some(request) = &self.request {
+            let asked = request.view(port);
+            self.answer.http = Some(routes::request(world, self.source, service.as_deref(), &asked));
+        } else if service.is_some_and(|service| world.has_http_rules(&service)) {
+            let note = "HTTP rules hold for this Service: add METHOD PATH to see which one takes a request";
+            self.answer.notes.push(note.to_owned());
+        }
     }
 
     fn refuse(&mut self, reason: Reason) {
@@ -291,7 +306,7 @@ fn action(stage: Stage) -> &'static str {
 }
 
 /// `NAMESPACE/NAME`, `NAME.NAMESPACE` or an address.
-fn find_workload<'a>(world: &'a World, text: &str) -> Option<&'a Workload> {
+pub(super) fn find_workload<'a>(world: &'a World, text: &str) -> Option<&'a Workload> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return world.workload_at(address).map(Arc::as_ref);
     }
@@ -331,7 +346,7 @@ fn destination(world: &World, source: &Workload, query: &ExplainQuery) -> Result
     Ok(SocketAddr::new(*address, port(query, None)?))
 }
 
-fn find_service<'a>(world: &'a World, source: &Workload, text: &str) -> Option<&'a Service> {
+pub(super) fn find_service<'a>(world: &'a World, source: &Workload, text: &str) -> Option<&'a Service> {
     let host = text.trim_end_matches('.');
     let by_host = world.services().find(|service| host.eq_ignore_ascii_case(&service.hostname));
     let named = |namespace: &str, name: &str| {
@@ -343,7 +358,7 @@ fn find_service<'a>(world: &'a World, source: &Workload, text: &str) -> Option<&
         .map(Arc::as_ref)
 }
 
-fn port(query: &ExplainQuery, service: Option<&Service>) -> Result<u16, ExplainError> {
+pub(super) fn port(query: &ExplainQuery, service: Option<&Service>) -> Result<u16, ExplainError> {
     let only = || match service?.ports.as_slice() {
         [one] => Some(one.port),
         _ => None,

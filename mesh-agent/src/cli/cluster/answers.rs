@@ -14,7 +14,8 @@ use crate::admin::{
 use crate::cli::output::{Printer, Style};
 use crate::cli::table::{Cell, Paint, Table};
 use crate::cli::{
-    CliError, Exit, Verb, certs, connections, explain, policies, services, status, version, workloads,
+    CliError, Exit, Verb, analyze, certs, connections, explain, policies, routes, services, status, version,
+    workloads,
 };
 
 /// Asks the agents of the cluster.
@@ -59,6 +60,22 @@ pub(in crate::cli) async fn answer(verb: Verb, printer: Printer) -> Result<Exit,
         Verb::Explain(asked) => {
             let client = agent_of(&fleet, asked.args.source()).await?;
             explain::run(&client, printer, &asked.args).await
+        }
+        Verb::Routes(asked) => {
+            let client = agent_of(&fleet, asked.args.source()).await?;
+            routes::run(&client, printer, &asked.args).await
+        }
+        // Every agent reads the same objects: any of them will do.
+        Verb::Analyze(_) => {
+            let answers: Vec<Answer<Status>> = fleet.get("status").await;
+            let mut failed = None;
+            for answer in answers {
+                match answer.result {
+                    Ok(status) => return analyze::report(&status.source.diagnostics, printer),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            failed.map_or(Ok(Exit::Unreachable), |error| Err(error.into()))
         }
         Verb::Version(_) => versions(&fleet, printer).await,
         _ => Ok(Exit::Usage),

@@ -248,7 +248,10 @@ fn redirects_direct_responses_and_rewrites() {
         Some(PathRewrite::Prefix("/b".into()))
     );
     // What it takes the place of is for the match to say that takes the request.
-    assert_eq!(path("match: [{uri: {exact: /a}}], rewrite: {uri: /b}"), Some(PathRewrite::Prefix("/b".into())));
+    assert_eq!(
+        path("match: [{uri: {exact: /a}}], rewrite: {uri: /b}"),
+        Some(PathRewrite::Prefix("/b".into()))
+    );
     assert_eq!(
         path("rewrite: {uriRegexRewrite: {match: '/a/(.*)', rewrite: '/\\1'}}"),
         Some(PathRewrite::Regex { pattern: Regex::new("/a/(.*)").unwrap(), rewrite: "/\\1".into() })

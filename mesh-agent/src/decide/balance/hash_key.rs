@@ -24,7 +24,7 @@ pub fn keyed(key: &HashKey, request: &RequestView<'_>, source: IpAddr, random: u
     let of = |text: &str| Keyed { hash: Some(hash(text.as_bytes())), set_cookie: None };
     match key {
         HashKey::Header(name) => value(request.headers, name).map(|text| of(&text)).unwrap_or_default(),
-        HashKey::SourceAddress => of(&source.to_canonical().to_string()),
+        HashKey::SourceAddress => Keyed { hash: Some(of_address(source)), set_cookie: None },
         HashKey::QueryParameter(name) => query(request.query, name).map(of).unwrap_or_default(),
         HashKey::Cookie { name, path, ttl } => match (cookie(request.headers, name), ttl) {
             (Some(text), _) => of(text),
@@ -39,6 +39,15 @@ pub fn keyed(key: &HashKey, request: &RequestView<'_>, source: IpAddr, random: u
             }
         },
     }
+}
+
+/// Of a connection, whose address is all the key that it can have.
+pub fn of_connection(key: &HashKey, source: IpAddr) -> Option<u64> {
+    (*key == HashKey::SourceAddress).then(|| of_address(source))
+}
+
+fn of_address(source: IpAddr) -> u64 {
+    hash(source.to_canonical().to_string().as_bytes())
 }
 
 fn query<'q>(query: Option<&'q str>, name: &str) -> Option<&'q str> {

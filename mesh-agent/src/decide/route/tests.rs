@@ -150,24 +150,27 @@ fn the_other_conditions() {
     }
 }
 
+/// A rule that answers by itself.
+fn answering(name: &str, matches: Vec<HttpMatch>) -> Arc<HttpRule> {
+    let object = PolicyRef { kind: "VirtualService", namespace: "shop".into(), name: "reviews".into() };
+    Arc::new(HttpRule {
+        origin: RuleRef { object, rule: name.into() },
+        matches,
+        action: RuleAction::Respond(DirectResponse { status: 200, body: Arc::new([]) }),
+        request_headers: HeaderOps::default(),
+        response_headers: HeaderOps::default(),
+        rewrite: Rewrite::default(),
+        timeout: None,
+        retry: None,
+        fault: Default::default(),
+        mirrors: Vec::new(),
+        cors: None,
+    })
+}
+
 #[test]
 fn the_first_rule_that_matches_takes_the_request_and_without_one_nothing_does() {
-    let rule = |name: &str, matches: Vec<HttpMatch>| {
-        let object = PolicyRef { kind: "VirtualService", namespace: "shop".into(), name: "reviews".into() };
-        Arc::new(HttpRule {
-            origin: RuleRef { object, rule: name.into() },
-            matches,
-            action: RuleAction::Respond(DirectResponse { status: 200, body: Arc::new([]) }),
-            request_headers: HeaderOps::default(),
-            response_headers: HeaderOps::default(),
-            rewrite: Rewrite::default(),
-            timeout: None,
-            retry: None,
-            fault: Default::default(),
-            mirrors: Vec::new(),
-            cors: None,
-        })
-    };
+    let rule = answering;
     let post = HttpMatch { method: Some(exact("POST")), ..HttpMatch::default() };
     let get = HttpMatch { method: Some(exact("GET")), ..HttpMatch::default() };
     let source = workload("shop", "web", "n1", "10.1.0.1");
@@ -193,5 +196,118 @@ fn an_authority_s_host() {
         ("a:x", "a:x"),
     ] {
         assert_eq!(host_of(authority), host);
+    }
+}
+
+/// The slow reference: every condition as a pattern over a text, and every rule looked at.
+mod reference {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn whole(path: &PathMatch) -> regex::Regex {
+        let (text, ignore_case) = match path {
+            PathMatch::Exact { path, ignore_case } => (regex::escape(path), *ignore_case),
+            PathMatch::Prefix { prefix, ignore_case } => {
+                (format!("{}.*", regex::escape(prefix)), *ignore_case)
+            }
+            PathMatch::Segments(prefix) => (format!("{}(/.*)?", regex::escape(prefix)), false),
+            PathMatch::Regex(regex) => (format!("(?:{})", regex.source()), false),
+        };
+        regex::RegexBuilder::new(&format!("^{text}$")).case_insensitive(ignore_case).build().unwrap()
+    }
+
+    fn holds(one: &HttpMatch, request: &RequestView<'_>) -> bool {
+        let path = one.path.as_ref().is_none_or(|path| whole(path).is_match(request.path));
+        let method = one.method.as_ref().is_none_or(|method| *method == exact(request.method));
+        let header = |name: &str| {
+            let values: Vec<&str> =
+                request.headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect();
+            (!values.is_empty()).then(|| values.join(","))
+        };
+        let text = |pattern: &Pattern, value: Option<String>| match (pattern, value) {
+            (Pattern::Present, value) => value.is_some(),
+            (_, None) => false,
+            (Pattern::Exact(wanted), Some(value)) => **wanted == *value,
+            (Pattern::Prefix(wanted), Some(value)) => value.find(&**wanted) == Some(0),
+            (Pattern::Regex(wanted), Some(value)) => wanted.matches(&value),
+        };
+        let with = one.headers.iter().all(|(name, pattern)| text(pattern, header(name)));
+        let without = one.without_headers.iter().all(|(name, pattern)| match pattern {
+            Pattern::Present => header(name).is_none(),
+            pattern => !text(pattern, Some(header(name).unwrap_or_default())),
+        });
+        path && method && with && without
+    }
+
+    fn word() -> impl Strategy<Value = String> {
+        prop_oneof![
+            Just("a".to_owned()),
+            Just("b".to_owned()),
+            Just("A".to_owned()),
+            Just("ab".to_owned()),
+            Just(String::new())
+        ]
+    }
+
+    fn path_text() -> impl Strategy<Value = String> {
+        prop::collection::vec(word(), 1..4).prop_map(|words| format!("/{}", words.join("/")))
+    }
+
+    fn path_match() -> impl Strategy<Value = PathMatch> {
+        (path_text(), any::<bool>(), 0..4).prop_map(|(text, ignore_case, kind)| match kind {
+            0 => PathMatch::Exact { path: text.into(), ignore_case },
+            1 => PathMatch::Prefix { prefix: text.into(), ignore_case },
+            2 => PathMatch::Segments(text.trim_end_matches('/').into()),
+            _ => PathMatch::Regex(Regex::new(&format!("{text}|/b.*")).unwrap()),
+        })
+    }
+
+    fn pattern() -> impl Strategy<Value = Pattern> {
+        (word(), 0..4).prop_map(|(text, kind)| match kind {
+            0 => Pattern::Exact(text.into()),
+            1 => Pattern::Prefix(text.into()),
+            2 => Pattern::Regex(Regex::new(&format!("{text}.?")).unwrap()),
+            _ => Pattern::Present,
+        })
+    }
+
+    fn pairs() -> impl Strategy<Value = Vec<(Arc<str>, Pattern)>> {
+        let name = prop_oneof![Just("x"), Just("y")];
+        prop::collection::vec((name.prop_map(Arc::from), pattern()), 0..3)
+    }
+
+    fn one_match() -> impl Strategy<Value = HttpMatch> {
+        let method = prop::option::of(prop_oneof![Just("GET"), Just("PUT")]);
+        (prop::option::of(path_match()), method, pairs(), pairs()).prop_map(
+            |(path, method, headers, without_headers)| HttpMatch {
+                path,
+                method: method.map(exact),
+                headers,
+                without_headers,
+                ..HttpMatch::default()
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn matching_agrees_with_the_reference(
+            rules in prop::collection::vec(prop::collection::vec(one_match(), 0..3), 0..5),
+            path in path_text(),
+            sent in prop::collection::vec((prop_oneof![Just("x"), Just("y")], word()), 0..4),
+        ) {
+            let mut headers = HeaderMap::new();
+            for (name, value) in &sent {
+                headers.append(*name, value.parse().unwrap());
+            }
+            let asked = RequestView { path: &path, ..request(&headers) };
+            let expected = rules.iter().position(|all| all.is_empty() || all.iter().any(|one| holds(one, &asked)));
+            let rules: Vec<Arc<HttpRule>> =
+                rules.into_iter().enumerate().map(|(at, all)| answering(&at.to_string(), all)).collect();
+            let source = workload("shop", "web", "n1", "10.1.0.1");
+            let found = select(&rules, &source, &asked).map(|(rule, _)| rule.origin.rule.to_string());
+            prop_assert_eq!(found, expected.map(|at| at.to_string()));
+        }
     }
 }

@@ -6,16 +6,16 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher as _;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 
-use super::labels::{FlowLabels, OfRequest, Reporter};
 use super::Metrics;
+use super::labels::{FlowLabels, OfRequest, Reporter};
 use crate::model::Limit;
 use crate::observe::meta::{ConnMeta, Direction};
 
@@ -30,8 +30,25 @@ const SHARDS: usize = 16;
 
 /// Upper bounds of `istio_request_duration_milliseconds`, as Envoy has them; one more bucket holds the rest.
 pub const DURATION_BOUNDS_MS: [f64; 19] = [
-    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0, 60_000.0,
-    300_000.0, 600_000.0, 1_800_000.0, 3_600_000.0,
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1000.0,
+    2500.0,
+    5000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
 ];
 /// Upper bounds of `istio_request_bytes` and `istio_response_bytes`.
 pub const SIZE_BOUNDS_BYTES: [f64; 8] =
@@ -65,18 +82,26 @@ struct Histogram<const N: usize> {
 
 impl<const N: usize> Histogram<N> {
     fn new() -> Self {
-        Self { sum: AtomicU64::new(0), buckets: std::array::from_fn(|_| AtomicU64::new(0)), rest: AtomicU64::new(0) }
+        Self {
+            sum: AtomicU64::new(0),
+            buckets: std::array::from_fn(|_| AtomicU64::new(0)),
+            rest: AtomicU64::new(0),
+        }
     }
 
     fn observe(&self, bounds: &[f64; N], value: f64) {
         self.sum.fetch_add((value * 1000.0) as u64, Ordering::Relaxed);
-        let bucket = bounds.iter().zip(&self.buckets).find(|(bound, _)| value <= **bound).map(|(_, bucket)| bucket);
+        let bucket =
+            bounds.iter().zip(&self.buckets).find(|(bound, _)| value <= **bound).map(|(_, bucket)| bucket);
         bucket.unwrap_or(&self.rest).fetch_add(1, Ordering::Relaxed);
     }
 
     fn read(&self, bounds: &[f64; N]) -> (f64, u64, Vec<(f64, u64)>) {
-        let mut buckets: Vec<(f64, u64)> =
-            bounds.iter().zip(&self.buckets).map(|(bound, count)| (*bound, count.load(Ordering::Relaxed))).collect();
+        let mut buckets: Vec<(f64, u64)> = bounds
+            .iter()
+            .zip(&self.buckets)
+            .map(|(bound, count)| (*bound, count.load(Ordering::Relaxed)))
+            .collect();
         // The encoder writes f64::MAX as `+Inf` and adds the counts up itself.
         buckets.push((f64::MAX, self.rest.load(Ordering::Relaxed)));
         let count = buckets.iter().map(|(_, count)| count).sum();
@@ -163,7 +188,9 @@ impl RequestTable {
         if self.sets.load(Ordering::Relaxed) as usize >= self.max {
             self.sweep(now);
         }
-        if self.sets.load(Ordering::Relaxed) as usize >= self.max && key.0.source.workload.as_ref() != super::labels::OVERFLOW {
+        if self.sets.load(Ordering::Relaxed) as usize >= self.max
+            && key.0.source.workload.as_ref() != super::labels::OVERFLOW
+        {
             self.overflowed.fetch_add(1, Ordering::Relaxed);
             return self.get_or_insert(&FlowLabels::overflow(labels.reporter), outcome, now);
         }
@@ -201,25 +228,41 @@ impl RequestTable {
     }
 
     fn all(&self) -> Vec<Arc<Series>> {
-        let mut all: Vec<Arc<Series>> =
-            self.shards.iter().flat_map(|shard| shard.read().values().map(Arc::clone).collect::<Vec<_>>()).collect();
-        let key = |series: &Series| (series.labels.clone(), series.outcome.status, series.outcome.flag, series.outcome.grpc_status, series.outcome.grpc);
+        let mut all: Vec<Arc<Series>> = self
+            .shards
+            .iter()
+            .flat_map(|shard| shard.read().values().map(Arc::clone).collect::<Vec<_>>())
+            .collect();
+        let key = |series: &Series| {
+            (
+                series.labels.clone(),
+                series.outcome.status,
+                series.outcome.flag,
+                series.outcome.grpc_status,
+                series.outcome.grpc,
+            )
+        };
         all.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
         all
     }
 
     pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let all = self.all();
-        let mut family = encoder.encode_descriptor("istio_requests", "HTTP requests", None, MetricType::Counter)?;
+        let mut family =
+            encoder.encode_descriptor("istio_requests", "HTTP requests", None, MetricType::Counter)?;
         for series in &all {
             super::counter(&mut family, &series.of_request(), series.requests.load(Ordering::Relaxed))?;
         }
         type Read = fn(&Series) -> (f64, u64, Vec<(f64, u64)>);
         let families: [(&str, &str, Read); 3] = [
-            ("istio_request_duration_milliseconds", "From a request's first byte to its answer's last", |series| {
-                series.duration.read(&DURATION_BOUNDS_MS)
+            (
+                "istio_request_duration_milliseconds",
+                "From a request's first byte to its answer's last",
+                |series| series.duration.read(&DURATION_BOUNDS_MS),
+            ),
+            ("istio_request_bytes", "Bytes of request bodies", |series| {
+                series.request_bytes.read(&SIZE_BOUNDS_BYTES)
             }),
-            ("istio_request_bytes", "Bytes of request bodies", |series| series.request_bytes.read(&SIZE_BOUNDS_BYTES)),
             ("istio_response_bytes", "Bytes of response bodies", |series| {
                 series.response_bytes.read(&SIZE_BOUNDS_BYTES)
             }),
@@ -229,7 +272,9 @@ impl RequestTable {
             for series in &all {
                 let (sum, count, buckets) = read(series);
                 let labels = series.of_request();
-                family.encode_family(&labels)?.encode_histogram::<OfRequest<'_>>(sum, count, &buckets, None)?;
+                family
+                    .encode_family(&labels)?
+                    .encode_histogram::<OfRequest<'_>>(sum, count, &buckets, None)?;
             }
         }
         Ok(())

@@ -32,7 +32,8 @@ async fn a_cut_reaches_the_relay_whether_it_waits_already_or_not() {
     let spared = table.open(meta(Direction::Inbound, Path::Hbone));
     let waiting = tokio::spawn(async move { late.cancelled().await });
     tokio::task::yield_now().await;
-    let told = table.cut_if(&|meta, _| (meta.direction == Direction::Outbound).then_some(Reason::PolicyChanged));
+    let told =
+        table.cut_if(&|meta, _| (meta.direction == Direction::Outbound).then_some(Reason::PolicyChanged));
     assert_eq!(told, 2);
     assert_eq!(waiting.await.unwrap(), Reason::PolicyChanged);
     assert_eq!(early.cancelled().await, Reason::PolicyChanged);

@@ -27,7 +27,9 @@ impl Local {
             Reason::NoEndpoint => "no healthy upstream",
             Reason::FaultAborted => "fault filter abort",
             Reason::NoRoute | Reason::RequestMalformed => "",
-            Reason::LimitReached => "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+            Reason::LimitReached => {
+                "upstream connect error or disconnect/reset before headers. reset reason: overflow"
+            }
             _ => "upstream connect error or disconnect/reset before headers",
         };
         let status = reason.request_status();

@@ -9,14 +9,15 @@ use http::Response;
 use super::answer::Local;
 use super::body::Answer;
 use super::exchange::{Exchange, snapshot};
-use super::forward::{ask, judge};
+use super::forward::{After, ask, judge};
 use crate::model::{Endpoint, Reason};
 
 /// Answers a request that came from outside the node, or from outside the mesh.
 pub(super) async fn inbound(mut exchange: Exchange) -> Response<Answer> {
     let down = Rc::clone(&exchange.down);
     let world = snapshot(&down);
-    let found = world.workload(&down.pod.id).and_then(|workload| Some((workload, down.application(workload)?)));
+    let found =
+        world.workload(&down.pod.id).and_then(|workload| Some((workload, down.application(workload)?)));
     let Some((workload, target)) = found else {
         return exchange.refuse(Local::of(Reason::UnknownWorkload));
     };
@@ -34,7 +35,7 @@ pub(super) async fn inbound(mut exchange: Exchange) -> Response<Answer> {
         down.worker.http.single(&world, workload, endpoint)
     });
     drop(world);
-    match ask(&mut exchange, &cluster, &target, false).await {
+    match ask(&mut exchange, &cluster, &target, After { again: false, repeat: true }).await {
         Ok(answered) => exchange.deliver(answered, None, |_| {}),
         Err(failed) => exchange.refuse(Local::of(failed.reason)),
     }

@@ -97,7 +97,10 @@ impl Try<'_> {
             true => slot.dialling.acquire().await.ok(),
             false => None,
         };
-        if !fresh && self.http2 && let Some(lease) = slot.take() {
+        if !fresh
+            && self.http2
+            && let Some(lease) = slot.take()
+        {
             return Ok(lease);
         }
         let deadline = Instant::now() + self.limits.connect_timeout;
@@ -105,7 +108,9 @@ impl Try<'_> {
             let freed = self.destination.freed.notified();
             match slot.open(self.destination, self.limits) {
                 Ok(opened) => break opened,
-                Err(_full) if self.limits.max_pending.is_none() => return Err(overflow(Overflow::Connections)),
+                Err(_full) if self.limits.max_pending.is_none() => {
+                    return Err(overflow(Overflow::Connections));
+                }
                 Err(_full) => {}
             }
             if timeout_at(deadline, freed).await.is_err() {
@@ -128,7 +133,9 @@ fn failed(unanswered: Unanswered) -> Failed {
         Kind::Refused
     } else if unsent.is_some() {
         Kind::Reset { sent: false }
-    } else if reused && (error.is_incomplete_message() || error.is_canceled() || error.is_closed() || broke(&error)) {
+    } else if reused
+        && (error.is_incomplete_message() || error.is_canceled() || error.is_closed() || broke(&error))
+    {
         Kind::Stale
     } else {
         Kind::Reset { sent: true }

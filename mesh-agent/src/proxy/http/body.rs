@@ -163,7 +163,8 @@ impl Replay {
             return Poll::Ready(Some(Err(BodyError::Lost)));
         }
         if tee.ended {
-            let trailers = tee.trailers.clone().filter(|_| !std::mem::replace(&mut self.trailers_given, true));
+            let trailers =
+                tee.trailers.clone().filter(|_| !std::mem::replace(&mut self.trailers_given, true));
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let frame = match ready!(Pin::new(&mut tee.source).poll_frame(cx)) {

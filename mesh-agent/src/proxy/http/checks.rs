@@ -124,7 +124,9 @@ fn authority(uri: &Uri, version: Version, headers: &HeaderMap) -> Result<Option<
         (None, host) => host,
     };
     match authority {
-        Some(authority) if authority.as_str().contains('@') || bad_port(&authority) => Err(Malformed::Authority),
+        Some(authority) if authority.as_str().contains('@') || bad_port(&authority) => {
+            Err(Malformed::Authority)
+        }
         authority => Ok(authority),
     }
 }

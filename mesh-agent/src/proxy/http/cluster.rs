@@ -227,7 +227,11 @@ impl Cluster {
         let (Some(rules), Some(host)) = (&self.policy.outlier, self.hosts.get(index)) else { return };
         let hosts = u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
         let ms = worker.shared.now_ms();
-        let detected = self.destination.outlier.result(&host.state, outcome, &outlier::Circumstances { hosts, rules, now: ms });
+        let detected = self.destination.outlier.result(
+            &host.state,
+            outcome,
+            &outlier::Circumstances { hosts, rules, now: ms },
+        );
         if let Some(Detected::Ejected(rule)) = detected {
             let endpoint = self.endpoints.get(index).map(|endpoint| endpoint.address);
             tracing::info!(service = ?self.service.as_ref().map(|service| &service.hostname), ?endpoint, ?rule,

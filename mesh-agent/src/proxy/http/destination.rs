@@ -57,9 +57,7 @@ impl Destination {
         let of = |endpoint: &Endpoint, known: &mut HashMap<SocketAddr, Arc<Host>>| {
             // At the start nobody is new: a slow start of all would be none.
             let since_ms = if first { 0 } else { now };
-            known
-                .remove(&endpoint.address)
-                .unwrap_or_else(|| Arc::new(Host { since_ms, ..Host::default() }))
+            known.remove(&endpoint.address).unwrap_or_else(|| Arc::new(Host { since_ms, ..Host::default() }))
         };
         let mut all = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {

@@ -42,6 +42,9 @@ pub struct Downstream {
     pub side: Side,
     /// Requests whose answers are not complete.
     pub in_flight: Rc<Cell<u32>>,
+    /// Requests so far, and how many of them the client gave up before there was an answer.
+    pub asked: Cell<u32>,
+    pub given_up: Cell<u32>,
     /// An answer broke off: the client must not take the connection's end for the answer's.
     pub broken: Cell<bool>,
     /// The application's connection, made before the first request.
@@ -90,7 +93,13 @@ impl Drop for Busy {
 }
 
 impl Downstream {
-    pub fn new(worker: &Rc<Worker>, pod: &Arc<LocalPod>, conn: Conn, client: SocketAddr, side: Side) -> Rc<Self> {
+    pub fn new(
+        worker: &Rc<Worker>,
+        pod: &Arc<LocalPod>,
+        conn: Conn,
+        client: SocketAddr,
+        side: Side,
+    ) -> Rc<Self> {
         Rc::new(Self {
             worker: Rc::clone(worker),
             pod: Arc::clone(pod),
@@ -98,6 +107,8 @@ impl Downstream {
             client,
             side,
             in_flight: Rc::default(),
+            asked: Cell::new(0),
+            given_up: Cell::new(0),
             broken: Cell::new(false),
             first: RefCell::default(),
             shown: Cell::new(std::ptr::null()),
@@ -186,7 +197,12 @@ impl Downstream {
     }
 
     /// An endpoint of a Service as this connection reaches it.
-    pub fn target(&self, world: &World, endpoint: SocketAddr, service: Option<&Arc<Service>>) -> Option<Rc<Target>> {
+    pub fn target(
+        &self,
+        world: &World,
+        endpoint: SocketAddr,
+        service: Option<&Arc<Service>>,
+    ) -> Option<Rc<Target>> {
         let same = |target: &Target| {
             target.endpoint == endpoint
                 && target.service.as_ref().map(Arc::as_ptr) == service.map(Arc::as_ptr)

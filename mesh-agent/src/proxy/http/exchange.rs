@@ -59,19 +59,19 @@ pub struct Answered {
 
 impl Exchange {
     /// Takes a request apart and makes of it what is judged and forwarded alike. An error is already the answer.
-    #[allow(clippy::result_large_err, reason = "it is returned as it is, once, and only where a request is refused")]
-    pub fn read(
-        down: &Rc<Downstream>,
-
-        request: Request<Incoming>,
-    ) -> Result<Self, Response<Answer>> {
+    #[allow(
+        clippy::result_large_err,
+        reason = "it is returned as it is, once, and only where a request is refused"
+    )]
+    pub fn read(down: &Rc<Downstream>, request: Request<Incoming>) -> Result<Self, Response<Answer>> {
         let (head, body) = request.into_parts();
         let checked = checks::head(&head.method, &head.uri, head.version, &head.headers)
             .map_err(|malformed| (malformed.status(), malformed.to_string()));
-        let how = snapshot(down).path_normalization();
-        let path = checked.is_ok().then(|| normalised(&head.uri, how)).transpose();
+        let path =
+            checked.is_ok().then(|| normalised(&head.uri, snapshot(down).path_normalization())).transpose();
         let mut headers = head.headers;
-        let upgrade = headers::upgrade(&headers).filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
+        let upgrade =
+            headers::upgrade(&headers).filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
         headers::strip_hop(&mut headers);
         headers.remove(HOST);
         let random = || [down.worker.random(), down.worker.random()];

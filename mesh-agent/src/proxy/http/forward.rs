@@ -18,7 +18,7 @@ use super::target::Target;
 use crate::decide::balance::hash_key;
 use crate::decide::inbound::{ConnFacts, HttpFacts, admit_request};
 use crate::decide::outbound::Transport;
-use crate::decide::{outlier, retry};
+use crate::decide::{Snapshot as _, outlier, retry};
 use crate::model::route::{RetryOn, RetryPolicy};
 use crate::model::traffic::LoadBalance;
 use crate::model::{Reason, Workload};
@@ -79,6 +79,7 @@ async fn tries(exchange: &mut Exchange, way: &Way<'_>) -> Result<Answered, Unans
     let hash = hash(exchange, way.cluster);
     // What may have to be sent again has to be kept from the start.
     let again = sends_again(policy, exchange);
+    let resets = policy.on.server_error || policy.on.gateway_error || policy.on.reset;
     if again && policy.attempts > 0 {
         exchange.keep_body();
     }
@@ -91,7 +92,8 @@ async fn tries(exchange: &mut Exchange, way: &Way<'_>) -> Result<Answered, Unans
         };
         tried.push(index);
         let last = retries >= policy.attempts;
-        let tried_once = one(exchange, way, policy, index, !last && again).await?;
+        let after = After { again: !last && again, repeat: !resets };
+        let tried_once = one(exchange, way, policy, index, after).await?;
         let outcome = retried_as(&tried_once, exchange.record.grpc);
         if !retry::worth_retry(policy, outcome) {
             return tried_once.map_err(|failed| failed.reason.into());
@@ -163,7 +165,7 @@ async fn one(
     way: &Way<'_>,
     policy: &RetryPolicy,
     index: usize,
-    keep: bool,
+    after: After,
 ) -> Result<Result<Answered, Failed>, Unanswered> {
     let down = Rc::clone(&exchange.down);
     let cluster = way.cluster;
@@ -172,8 +174,13 @@ async fn one(
         let address = cluster.endpoints[index].address;
         let target = down.target(&world, address, cluster.service.as_ref()).ok_or(Reason::ConnectFailed)?;
         exchange.record.target = Some(Rc::clone(&target));
-        if let Transport::Local(workload) = &target.transport {
-            judge(exchange, &world, &target, workload)?;
+        match &target.transport {
+            Transport::Local(workload) => judge(exchange, &world, &target, workload)?,
+            // A connection from before may still stand; the destination's agent judges the rest.
+            Transport::Hbone(workload) if world.denied(&workload.identity) => {
+                return Err(Reason::IdentityDenied.into());
+            }
+            Transport::Hbone(_) | Transport::Plain => {}
         }
         target
     };
@@ -188,7 +195,7 @@ async fn one(
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
     };
-    let asked = ask(exchange, cluster, &target, keep);
+    let asked = ask(exchange, cluster, &target, after);
     let answered = match limit {
         None => asked.await,
         Some(limit) => match timeout(limit, asked).await {
@@ -220,16 +227,26 @@ pub fn judge(
     admit_request(world, workload, &facts)
 }
 
+/// What there is to fall back to when a try fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct After {
+    /// Another try may follow, for which the request is kept.
+    pub again: bool,
+    /// What is lost on a connection that had died before is repeated at once. Not where that counts as a try.
+    pub repeat: bool,
+}
+
 /// Sends the request to one endpoint; once more on a fresh connection where a used one turned out to be dead.
 pub async fn ask(
     exchange: &mut Exchange,
     cluster: &Cluster,
     target: &Rc<Target>,
-    keep: bool,
+    after: After,
 ) -> Result<Answered, Failed> {
+    let After { again: keep, repeat } = after;
     let first = send(exchange, cluster, target, keep, false).await;
     match first {
-        Err(Failed { kind: Kind::Stale, .. }) if exchange.may_repeat() => {
+        Err(Failed { kind: Kind::Stale, .. }) if repeat && exchange.may_repeat() => {
             send(exchange, cluster, target, keep, true).await
         }
         first => first,

@@ -43,7 +43,12 @@ pub struct Http {
 
 impl Http {
     pub fn new(hits: Hits) -> Self {
-        Self { pool: pool::HttpPool::new(hits), clusters: RefCell::default(), loads: cluster::Loads::default(), mirrors: std::cell::Cell::new(0) }
+        Self {
+            pool: pool::HttpPool::new(hits),
+            clusters: RefCell::default(),
+            loads: cluster::Loads::default(),
+            mirrors: std::cell::Cell::new(0),
+        }
     }
 
     /// Lets go of what nobody has used for long.

@@ -134,7 +134,12 @@ fn place(exchange: &Exchange, source: &Workload) -> Result<Place, Reason> {
     let of_service = |service| -> Result<Place, Reason> {
         let wanted = Wanted { service, port, subset: None, family: original.ip() };
         let cluster = down.worker.http.cluster(&down.worker, &world, source, &wanted)?;
-        Ok(Place { rules: world.http_rules(source, service, port), service: Some(Arc::clone(service)), port, cluster })
+        Ok(Place {
+            rules: world.http_rules(source, service, port),
+            service: Some(Arc::clone(service)),
+            port,
+            cluster,
+        })
     };
     let of_address = |endpoint: Endpoint| {
         let cluster = down.worker.http.single(&world, source, endpoint);

@@ -202,7 +202,8 @@ impl HttpPool {
             self.totals.hits.hit(Limit::HttpIdle);
             let slots = self.slots.borrow();
             let oldest = slots.values().filter(|slot| !slot.idle.borrow().is_empty());
-            let Some(slot) = oldest.min_by_key(|slot| slot.idle.borrow().first().map(|idle| idle.since)) else {
+            let Some(slot) = oldest.min_by_key(|slot| slot.idle.borrow().first().map(|idle| idle.since))
+            else {
                 return;
             };
             slot.drop_oldest();

@@ -105,8 +105,7 @@ impl Record {
 
     fn tell(&self, response_bytes: u64) {
         let flag = self.flag.unwrap_or_else(|| self.reason.map_or("-", |reason| reason.row().flag));
-        let outcome =
-            Outcome { grpc: self.grpc, status: self.status, grpc_status: self.grpc_status, flag };
+        let outcome = Outcome { grpc: self.grpc, status: self.status, grpc_status: self.grpc_status, flag };
         let effort = Effort {
             duration: self.begun.elapsed(),
             request_bytes: self.request_bytes.get(),

@@ -37,6 +37,9 @@ pub const STREAMS_MAX: u32 = 100;
 pub const PENDING_RESETS_MAX: usize = 20;
 /// Streams that a client made us reset by breaking the protocol (MadeYouReset, CVE-2025-8671).
 pub const ERROR_RESETS_MAX: usize = 1024;
+/// Requests that a client gave up before their answer, if they are more than half of all it sent (CVE-2023-44487 at a
+/// pace that no queue notices).
+pub const GIVEN_UP_MAX: u32 = 500;
 /// After the last answer, what a client still sends is read for this long and this far: closing on unread bytes would
 /// reset the connection, and the answer might be lost with it.
 pub const LINGER: Duration = Duration::from_secs(1);
@@ -165,11 +168,44 @@ fn is_flood(error: &hyper::Error) -> bool {
     false
 }
 
+/// Notices a request that its client gave up before there was an answer.
+struct Answered {
+    down: Rc<Downstream>,
+    done: bool,
+}
+
+impl Answered {
+    fn is_done(&mut self) {
+        self.done = true;
+    }
+}
+
+impl Drop for Answered {
+    fn drop(&mut self) {
+        self.down.asked.set(self.down.asked.get().saturating_add(1));
+        if !self.done {
+            self.down.given_up.set(self.down.given_up.get().saturating_add(1));
+        }
+    }
+}
+
+/// Whether a client asks only to make work: what it resets before the answer costs us a request and it nothing, however
+/// slowly it goes about it.
+fn wastes(down: &Downstream) -> bool {
+    let given_up = down.given_up.get();
+    given_up >= GIVEN_UP_MAX && given_up > down.asked.get() / 2
+}
+
 fn answering(down: &Rc<Downstream>) -> impl Fn(Request<Incoming>) -> Answering + use<> {
     let down = Rc::clone(down);
     move |request| {
         let down = Rc::clone(&down);
-        Box::pin(async move { Ok(pipeline::respond(&down, request).await) })
+        let mut answered = Answered { down: Rc::clone(&down), done: false };
+        Box::pin(async move {
+            let answer = pipeline::respond(&down, request).await;
+            answered.is_done();
+            Ok(answer)
+        })
     }
 }
 
@@ -195,6 +231,10 @@ async fn drive(
         }
         if let Poll::Ready(ended) = step(Step::Go(cx)) {
             return Poll::Ready(Ended::Closed(ended));
+        }
+        if wastes(down) {
+            down.worker.shared.connections.metrics().limit_hit(Limit::HttpFlood);
+            return Poll::Ready(Ended::Cut(Reason::LimitReached));
         }
         match quiet.poll(cx, down.in_flight.get() > 0) {
             Poll::Ready(reason) => Poll::Ready(Ended::Silent(reason)),

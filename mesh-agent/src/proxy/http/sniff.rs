@@ -78,7 +78,9 @@ pub async fn socket(stream: &TcpStream, limit: Duration) -> io::Result<Sniffed> 
     let mut look = [0; LOOK_BYTES];
     let mut seen = 0;
     loop {
-        let Ok(peeked) = timeout_at(deadline, stream.peek(&mut look)).await else { return Ok(Sniffed::Other) };
+        let Ok(peeked) = timeout_at(deadline, stream.peek(&mut look)).await else {
+            return Ok(Sniffed::Other);
+        };
         let peeked = peeked?;
         if peeked == 0 {
             return Ok(Sniffed::Other);

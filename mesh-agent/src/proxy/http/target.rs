@@ -78,16 +78,19 @@ impl Target {
             Transport::Local(workload) => headers::client_cert(&workload.identity, &source.identity),
             Transport::Hbone(_) | Transport::Plain => None,
         };
-        let key = |http2| Key {
-            source: Source::Pod(source.id.clone()),
-            from,
-            endpoint,
-            via: via.clone(),
-            http2,
-        };
+        let key =
+            |http2| Key { source: Source::Pod(source.id.clone()), from, endpoint, via: via.clone(), http2 };
         let slots = [worker.http.pool.slot(&key(false)), worker.http.pool.slot(&key(true))];
         let handles = RequestHandles::new(worker.shared.connections.metrics(), &meta);
-        Some(Rc::new(Self { endpoint, transport, service: service.map(Arc::clone), meta, handles, client_cert, slots }))
+        Some(Rc::new(Self {
+            endpoint,
+            transport,
+            service: service.map(Arc::clone),
+            meta,
+            handles,
+            client_cert,
+            slots,
+        }))
     }
 
     /// The application in the pod that a client of another node, or one outside the mesh, has reached.
@@ -123,9 +126,10 @@ impl Target {
     pub async fn connect(&self, down: &Downstream, limit: std::time::Duration) -> Result<HttpIo, Failure> {
         match timeout(limit, self.open(down)).await {
             Ok(opened) => opened,
-            Err(_elapsed) => {
-                Err(Failure::new(Reason::ConnectTimeout, format!("no connection to {} in time", self.endpoint)))
-            }
+            Err(_elapsed) => Err(Failure::new(
+                Reason::ConnectTimeout,
+                format!("no connection to {} in time", self.endpoint),
+            )),
         }
     }
 
@@ -144,12 +148,11 @@ impl Target {
                 upstream::local(worker, &origin, workload, self.endpoint).await.map(HttpIo::tcp)
             }
             // The destination's agent refuses too; a stolen key answers from elsewhere.
-            Transport::Hbone(workload) if worker.shared.store.load().denied(&workload.identity) => Err(
-                Failure::new(Reason::IdentityDenied, "the destination's identity is on the deny list"),
-            ),
+            Transport::Hbone(workload) if worker.shared.store.load().denied(&workload.identity) => {
+                Err(Failure::new(Reason::IdentityDenied, "the destination's identity is on the deny list"))
+            }
             Transport::Hbone(workload) => {
-                let headers =
-                    upstream::headers(down.client, self.service.as_deref(), self.meta.decision_id);
+                let headers = upstream::headers(down.client, self.service.as_deref(), self.meta.decision_id);
                 let way = upstream::Way { endpoint: self.endpoint, workload, headers };
                 upstream::hbone(worker, &down.pod, &origin, way).await.map(HttpIo::tunnel)
             }

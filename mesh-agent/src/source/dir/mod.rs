@@ -17,9 +17,9 @@ use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use parking_lot::Mutex;
 
-use crate::compile::{Diagnostic, Severity};
+use crate::compile::{Diagnostic, MeshSettings, Severity};
 use crate::model::Hits;
-use crate::world::WorldStore;
+use crate::world::{World, WorldStore};
 
 mod files;
 mod load;
@@ -135,6 +135,17 @@ impl DirSource {
             .map_err(DirError::Thread)?;
         Ok(DirHandle { status, stop, wake })
     }
+}
+
+/// Everything that is wrong with a directory's manifests, worst first, without following it.
+pub fn analyze(directory: &Path, mesh: MeshSettings) -> Result<Vec<Diagnostic>, DirError> {
+    let mut loader = Loader::new(directory.to_owned(), Hits::default());
+    let changes = loader.start(&mesh)?;
+    let mut world = World::new(mesh);
+    for change in changes {
+        world.apply(change);
+    }
+    Ok(loader.diagnostics(&world))
 }
 
 /// The thread's state.

@@ -157,5 +157,5 @@ impl Publisher {
 
 /// Kinds that `World::check` looks at.
 fn matters_between(kind: Kind) -> bool {
-    kind.is_security() || kind == Kind::Service
+    kind.is_security() || kind.is_traffic() || kind == Kind::Service
 }

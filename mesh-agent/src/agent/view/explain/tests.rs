@@ -57,7 +57,8 @@ fn without_a_policy_on_requests_a_request_and_its_connection_are_told_alike() {
         authz("deny", "{action: DENY, rules: [{from: [{source: {serviceAccounts: [web]}}]}]}"),
         peer("shop", "strict", "{mtls: {mode: STRICT}}"),
     ]);
-    let (connection, request) = (ask(&world, None), ask(&world, Some("GET /")));
+    let (connection, mut request) = (ask(&world, None), ask(&world, Some("GET /")));
+    assert!(request.http.take().is_some(), "only a request has a rule");
     assert_eq!(connection, request);
     assert_eq!(connection.rule.as_deref(), Some("AuthorizationPolicy shop/deny, rule 0"));
     assert_eq!(connection.notes, Vec::<String>::new());

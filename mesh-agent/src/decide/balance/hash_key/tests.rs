@@ -28,6 +28,9 @@ fn headers_addresses_and_parameters_are_keys() {
     assert_eq!(of(&user, &headers(&[("x-user", "a"), ("x-user", "b")]), None), hashed("a,b"));
     assert_eq!(of(&user, &none, None), Keyed::default());
     assert_eq!(of(&HashKey::SourceAddress, &none, None), hashed("10.0.0.1"));
+    let address = "10.0.0.1".parse().unwrap();
+    assert_eq!(of_connection(&HashKey::SourceAddress, address), hashed("10.0.0.1").hash);
+    assert_eq!(of_connection(&user, address), None);
     let parameter = HashKey::QueryParameter("id".into());
     assert_eq!(of(&parameter, &none, Some("x=1&id=7&id=8")), hashed("7"));
     assert_eq!(of(&parameter, &none, Some("xid=7")), Keyed::default());

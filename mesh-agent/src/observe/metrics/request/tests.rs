@@ -6,8 +6,7 @@ fn outcome(status: u16) -> Outcome {
     Outcome { grpc: false, status, grpc_status: None, flag: "-" }
 }
 
-const EFFORT: Effort =
-    Effort { duration: Duration::from_millis(7), request_bytes: 50, response_bytes: 2000 };
+const EFFORT: Effort = Effort { duration: Duration::from_millis(7), request_bytes: 50, response_bytes: 2000 };
 
 /// Requests of one pair are told by status; the histograms hold each exactly once.
 #[test]
@@ -21,7 +20,8 @@ fn requests_are_counted_by_their_outcome() {
     assert_eq!((metrics.requests_with_status(200), metrics.requests_with_status(503)), (3, 1));
     let text = metrics.encode().unwrap();
     let line = |name: &str, parts: &[&str]| {
-        let found = text.lines().find(|line| line.starts_with(name) && parts.iter().all(|part| line.contains(part)));
+        let found =
+            text.lines().find(|line| line.starts_with(name) && parts.iter().all(|part| line.contains(part)));
         found.map(|line| line.rsplit(' ').next().unwrap_or_default().to_owned())
     };
     let plain = [r#"response_code="200""#, r#"request_protocol="http""#];
@@ -32,7 +32,11 @@ fn requests_are_counted_by_their_outcome() {
     for (le, count) in [(r#"le="5.0""#, "0"), (r#"le="10.0""#, "2"), (r#"le="+Inf""#, "2")] {
         let parts = bucket(le);
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        assert_eq!(line("istio_request_duration_milliseconds_bucket{", &parts).as_deref(), Some(count), "{le}");
+        assert_eq!(
+            line("istio_request_duration_milliseconds_bucket{", &parts).as_deref(),
+            Some(count),
+            "{le}"
+        );
     }
     assert_eq!(line("istio_response_bytes_sum{", &plain).as_deref(), Some("4000.0"), "{text}");
 }

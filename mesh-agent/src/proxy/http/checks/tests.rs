@@ -1,6 +1,11 @@
 use super::*;
 
-fn check(method: &str, uri: &str, version: Version, fields: &[(&'static str, &str)]) -> Result<Option<String>, Malformed> {
+fn check(
+    method: &str,
+    uri: &str,
+    version: Version,
+    fields: &[(&'static str, &str)],
+) -> Result<Option<String>, Malformed> {
     let mut headers = HeaderMap::new();
     for (name, value) in fields {
         headers.append(*name, value.parse().unwrap());
@@ -34,7 +39,13 @@ fn a_request_with_two_meanings_is_refused() {
         ("CONNECT", "a:1", h1, &[host], Err(Malformed::Connect)),
         ("GET", "*", h1, &[host], Err(Malformed::Target)),
         ("GET", "/", h1, &[host, ("transfer-encoding", "gzip, chunked")], Err(Malformed::Coding)),
-        ("GET", "/", h1, &[host, ("content-length", "1"), ("transfer-encoding", "chunked")], Err(Malformed::Length)),
+        (
+            "GET",
+            "/",
+            h1,
+            &[host, ("content-length", "1"), ("transfer-encoding", "chunked")],
+            Err(Malformed::Length),
+        ),
     ];
     for (method, uri, version, fields, wanted) in cases {
         let got = check(method, uri, version, fields);

@@ -42,27 +42,40 @@ fn a_hop_keeps_its_own_headers() {
 #[test]
 fn only_the_mesh_vouches() {
     let ids = || [0x0123_4567_89ab_cdef, 0x0123_4567_89ab_cdef];
-    let mut headers = map(&[(XFCC.as_str(), "By=me"), ("nodemesh-reason", "x"), ("x-forwarded-for", "1.1.1.1")]);
+    let mut headers =
+        map(&[(XFCC.as_str(), "By=me"), ("nodemesh-reason", "x"), ("x-forwarded-for", "1.1.1.1")]);
     vouch(&mut headers, None, ids);
     assert_eq!(names(&headers), ["x-forwarded-for", "x-forwarded-proto", "x-request-id"]);
     assert_eq!(headers[REQUEST_ID], "01234567-89ab-4def-8123-456789abcdef");
-    let mut headers = map(&[(XFCC.as_str(), "By=me"), ("x-request-id", "mine"), ("x-forwarded-proto", "https")]);
+    let mut headers =
+        map(&[(XFCC.as_str(), "By=me"), ("x-request-id", "mine"), ("x-forwarded-proto", "https")]);
     vouch(&mut headers, Some(&HeaderValue::from_static("By=a;URI=b")), ids);
     assert_eq!(headers[XFCC], "By=a;URI=b");
-    assert_eq!((&headers["x-request-id"], &headers["x-forwarded-proto"]), (&"mine".parse().unwrap(), &"https".parse().unwrap()));
+    assert_eq!(
+        (&headers["x-request-id"], &headers["x-forwarded-proto"]),
+        (&"mine".parse().unwrap(), &"https".parse().unwrap())
+    );
 }
 
 /// An upgrade is one only if Connection says so too (RFC 9110, 7.8).
 #[test]
 fn an_upgrade_needs_connection() {
     assert!(upgrade(&map(&[("upgrade", "websocket")])).is_none());
-    assert_eq!(upgrade(&map(&[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")])).unwrap(), "websocket");
+    assert_eq!(
+        upgrade(&map(&[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")])).unwrap(),
+        "websocket"
+    );
 }
 
 /// gRPC by its content type, nothing that only begins alike.
 #[test]
 fn grpc_is_known_by_its_type() {
-    for (kind, grpc) in [("application/grpc", true), ("application/grpc+proto", true), ("application/grpc-web", false), ("text/plain", false)] {
+    for (kind, grpc) in [
+        ("application/grpc", true),
+        ("application/grpc+proto", true),
+        ("application/grpc-web", false),
+        ("text/plain", false),
+    ] {
         assert_eq!(is_grpc(&map(&[("content-type", kind)])), grpc, "{kind}");
     }
 }

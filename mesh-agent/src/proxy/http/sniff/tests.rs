@@ -39,7 +39,11 @@ async fn a_silent_client_is_other_soon() {
     let (_client, server) = pair().await;
     let since = std::time::Instant::now();
     assert_eq!(socket(&server, SNIFF_TIMEOUT).await.unwrap(), Sniffed::Other);
-    assert!(since.elapsed() >= SNIFF_TIMEOUT && since.elapsed() < 20 * SNIFF_TIMEOUT, "{:?}", since.elapsed());
+    assert!(
+        since.elapsed() >= SNIFF_TIMEOUT && since.elapsed() < 20 * SNIFF_TIMEOUT,
+        "{:?}",
+        since.elapsed()
+    );
 }
 
 /// A first line in pieces is waited for, and no byte of it is taken.
