@@ -209,9 +209,12 @@ impl Cluster {
         self.plane.kubeconfig_for(user, group)
     }
 
-    /// The same for a program on a node, which has another way to the API server.
-    pub fn node_kubeconfig_for(&self, user: &str) -> Result<PathBuf> {
-        self.plane.inner_kubeconfig(user, user, None)
+    /// The same for a program on a node, which has another way to the API server; the path is the node's.
+    pub fn node_kubeconfig_for(&self, index: usize, user: &str) -> Result<PathBuf> {
+        let made = self.plane.inner_kubeconfig(user, user, None)?;
+        let file = format!("{user}.kubeconfig");
+        std::fs::copy(made, self.node(index)?.state_dir().join(&file)).context("cannot give it to a node")?;
+        Ok(PathBuf::from("/run/nodemesh-node").join(file))
     }
 
     /// kubectl as admin; its standard output.

@@ -9,7 +9,7 @@ use crate::net::route::Family;
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     #[error(
-        "capture needs root (CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN): run the agent as root, or its container with these capabilities"
+        "capture needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN): run the agent as root, or its container with these capabilities"
     )]
     NotRoot,
     #[error("this kernel has no BTF ({path} is missing): use a kernel built with CONFIG_DEBUG_INFO_BTF=y")]

@@ -103,7 +103,7 @@ fn the_containers_have_the_least_that_they_need() {
     let all = documents(&render(&Values::default()));
     let pod = |kind: &str, name: &str| object(&all, kind, name)["spec"]["template"]["spec"].clone();
     for (kind, name, capabilities) in [
-        ("DaemonSet", AGENT, vec!["BPF", "NET_ADMIN", "PERFMON", "SYS_ADMIN", "SYS_PTRACE"]),
+        ("DaemonSet", AGENT, vec!["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"]),
         ("DaemonSet", HOLDER, vec![]),
         ("Deployment", CONTROLLER, vec![]),
     ] {

@@ -150,7 +150,10 @@ fn tls(roots: &str) -> Result<Arc<ClientConfig>> {
 /// `IstioCertificateRequest` in gRPC's frame: the CSR is field 1, the metadata field 4, a `Struct` with one text.
 fn request(identity: &str) -> Result<Bytes> {
     let key = rcgen::KeyPair::generate()?;
-    let csr = rcgen::CertificateParams::default().serialize_request(&key)?.pem()?;
+    let mut params = rcgen::CertificateParams::default();
+    // The identity is the CA's to write.
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let csr = params.serialize_request(&key)?.pem()?;
     let value = field(3, identity.as_bytes());
     let entry = [field(1, b"ImpersonatedIdentity"), field(2, &value)].concat();
     let message = [field(1, csr.as_bytes()), field(4, &field(1, &entry))].concat();

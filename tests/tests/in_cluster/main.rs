@@ -55,7 +55,7 @@ fn a_namespace_joins_and_leaves_the_mesh_on_a_real_cluster() -> Result<()> {
 /// and drained, and the API server is away, without one failed new connection; afterwards new pods get certificates. A
 /// killed node's pods come back into the mesh.
 #[test]
-fn traffic_outlives_agents_nodes_and_the_api_server() -> Result<()> {
+fn agents_nodes_and_the_api_server_go_under_traffic() -> Result<()> {
     let mesh = Mesh::boot()?;
     mesh.step("the mesh is installed without CRDs", |mesh| mesh.install(&[]))?;
     mesh.step("pods join where there are no CRDs", late::without_crds)?;

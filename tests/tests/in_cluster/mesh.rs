@@ -11,6 +11,8 @@ use mesh_tests::{Cluster, agent};
 use serde_json::Value;
 
 pub(crate) const SOON: Duration = Duration::from_secs(60);
+/// For a new pod to run. After an outage of the API server the kubelet tries again up to a minute later.
+const START_DEADLINE: Duration = Duration::from_secs(120);
 /// In every image of the test cluster.
 pub(crate) const APP: &str = "nodemesh-test-app";
 pub(crate) const SYSTEM: &str = "nodemesh-system";
@@ -100,7 +102,7 @@ impl Mesh {
     pub(crate) fn ended(&self, namespace: &str, pod: &str) -> Result<String> {
         let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}");
         let mut phase = String::new();
-        self.cluster.wait(&format!("{pod} to end"), SOON, || {
+        self.cluster.wait(&format!("{pod} to end"), START_DEADLINE, || {
             let object = self.cluster.object(&path)?.context("no such pod")?;
             object["status"]["phase"].as_str().unwrap_or_default().clone_into(&mut phase);
             Ok(phase == "Succeeded" || phase == "Failed")

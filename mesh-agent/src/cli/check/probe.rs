@@ -12,10 +12,10 @@ pub(in crate::cli) const KERNEL_MIN: (u32, u32) = (5, 15);
 
 const MACHINE: &str = "machine";
 /// Numbers of `capabilities(7)`.
-const CAPABILITIES: [(&str, u32, &str); 3] = [
+const CAPABILITIES: [(&str, u32, &str); 2] = [
     ("CAP_NET_ADMIN", 12, "transparent sockets and routes"),
-    ("CAP_SYS_ADMIN", 21, "entering the pods' network namespaces"),
-    ("CAP_BPF", 39, "loading the kernel programs"),
+    // It implies CAP_BPF and CAP_PERFMON.
+    ("CAP_SYS_ADMIN", 21, "loading the kernel programs and entering the pods' network namespaces"),
 ];
 
 /// What was read. `None`: could not be read.

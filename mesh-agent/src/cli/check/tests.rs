@@ -29,7 +29,7 @@ fn each_missing_thing_fails_alone_with_its_remedy() {
         (Facts { release: Some("4.19".into()), ..good() }, "kernel"),
         (Facts { release: None, ..good() }, "kernel"),
         (Facts { capabilities: Some(!(1 << 12)), ..good() }, "CAP_NET_ADMIN"),
-        (Facts { capabilities: Some(!(1 << 39)), ..good() }, "CAP_BPF"),
+        (Facts { capabilities: Some(!(1 << 21)), ..good() }, "CAP_SYS_ADMIN"),
         (Facts { btf: false, ..good() }, "BTF"),
         (
             Facts {

@@ -201,7 +201,7 @@ impl Source {
                 Ok(page) => break mesh_config(&mesh, page.items.into_iter().next()),
                 Err(error) => {
                     let problem = feed::problem("list", error);
-                    self.status.lock().failed(MESH_CONFIG.kind, problem, SystemTime::now());
+                    self.status.lock().failed_aloud(MESH_CONFIG.kind, problem, SystemTime::now());
                     tokio::time::sleep(CONFIG_PAUSE.mul_f64(0.5 + fastrand::f64())).await;
                 }
             }

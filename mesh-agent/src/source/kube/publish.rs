@@ -96,13 +96,7 @@ impl Publisher {
             Note::Following { kind } => self.status.lock().following(kind, SystemTime::now()),
             Note::Absent { kind } => self.status.lock().absent(kind),
             Note::Failed { kind, problem } => {
-                let mut status = self.status.lock();
-                if status.failed(kind, problem, SystemTime::now())
-                    && let Some((problem, remedy)) =
-                        status.kinds.get(&kind).and_then(|kind| kind.text.clone())
-                {
-                    tracing::warn!(target: "kubernetes", "{problem}; {remedy}");
-                }
+                self.status.lock().failed_aloud(kind, problem, SystemTime::now())
             }
         }
     }

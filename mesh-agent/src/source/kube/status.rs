@@ -142,6 +142,15 @@ impl KubeStatus {
         status.problem = Some(problem);
         changed
     }
+
+    /// The same, and says so in the log unless it has.
+    pub(super) fn failed_aloud(&mut self, kind: Kind, problem: Problem, now: SystemTime) {
+        if self.failed(kind, problem, now)
+            && let Some((problem, remedy)) = self.kinds.get(&kind).and_then(|kind| kind.text.clone())
+        {
+            tracing::warn!(target: "kubernetes", "{problem}; {remedy}");
+        }
+    }
 }
 
 impl KindStatus {

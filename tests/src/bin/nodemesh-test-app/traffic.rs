@@ -1,4 +1,6 @@
 //! New connections without end: at a steady rate, each counted, or one after the other until the answer changes.
+#![expect(clippy::disallowed_types, reason = "the program uses nothing but the standard library")]
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

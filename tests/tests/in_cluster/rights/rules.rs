@@ -175,9 +175,11 @@ struct Local {
 
 impl Local {
     fn start(mesh: &Mesh, user: &str, run: &str, pins: &str, log: &PathBuf) -> Result<Self> {
-        let kubeconfig = mesh.cluster.node_kubeconfig_for(user)?;
-        let mut command = mesh.cluster.node(NODE)?.command(agent::binary()?)?;
-        command.arg("run").arg("--kubeconfig").arg(&kubeconfig);
+        let kubeconfig = mesh.cluster.node_kubeconfig_for(NODE, user)?;
+        let mut command = mesh.cluster.node(NODE)?.command("unshare")?;
+        // Mounts of its own, as in a container: the agent takes the node's root of cgroups for one by what node's first
+        // process has mounted.
+        command.arg("--mount").arg(agent::binary()?).arg("run").arg("--kubeconfig").arg(&kubeconfig);
         command.args([
             "--node",
             "node-b",
