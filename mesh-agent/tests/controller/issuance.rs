@@ -87,15 +87,22 @@ fn a_bound_token_gets_the_identities_of_its_own_node_and_nothing_else_does() -> 
         ensure!(audit.iter().any(|line| line.contains(result)), "no line says {result}");
     }
     ensure!(!log.contains(&good), "a token is in the log");
-    let (_, page) = controller.get("metrics", "/metrics")?;
-    let count = |result: &str| {
-        let start = format!(r#"nodemesh_ca_requests_total{{result="{result}"}} "#);
-        page.lines().find_map(|line| line.strip_prefix(&start)?.parse::<u64>().ok()).unwrap_or(0)
-    };
-    for result in ["issued", "not_allowed", "unauthenticated", "denied"] {
-        let lines = audit.iter().filter(|line| line.contains(&format!(r#""result":"{result}""#))).count();
-        ensure!(lines > 0 && count(result) == lines as u64, "{result}: {lines} lines\n{page}");
-    }
+    // The agent asks again by itself: between two looks there may be one more of either.
+    eventually("every answer to be counted and to have its line", SOON, || {
+        let (log, (_, page)) = (controller.log(), controller.get("metrics", "/metrics")?);
+        for result in ["issued", "not_allowed", "unauthenticated", "denied"] {
+            let start = format!(r#"nodemesh_ca_requests_total{{result="{result}"}} "#);
+            let count = page.lines().find_map(|line| line.strip_prefix(&start)?.parse::<usize>().ok());
+            let lines = log
+                .lines()
+                .filter(|line| {
+                    line.contains("\"audit\"") && line.contains(&format!(r#""result":"{result}""#))
+                })
+                .count();
+            ensure!(lines > 0 && count == Some(lines), "{result}: {lines} lines, counted {count:?}\n{page}");
+        }
+        Ok(true)
+    })?;
     controller.terminate()
 }
 
