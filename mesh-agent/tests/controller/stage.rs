@@ -233,8 +233,13 @@ metadata: {name: nodemesh-controller}
 rules:
 - {apiGroups: [authentication.k8s.io], resources: [tokenreviews], verbs: [create]}
 - {apiGroups: [""], resources: [pods], verbs: [list, watch]}
+- {apiGroups: [""], resources: [services], verbs: [list, watch]}
+- {apiGroups: [networking.istio.io], resources: [destinationrules, serviceentries, virtualservices, workloadentries], verbs: [list, watch]}
+- {apiGroups: [networking.istio.io], resources: [destinationrules/status, virtualservices/status], verbs: [patch]}
 - {apiGroups: [security.istio.io], resources: [peerauthentications, authorizationpolicies], verbs: [list, watch]}
 - {apiGroups: [security.istio.io], resources: [peerauthentications/status, authorizationpolicies/status], verbs: [patch]}
+- {apiGroups: [gateway.networking.k8s.io], resources: [httproutes, grpcroutes], verbs: [list, watch]}
+- {apiGroups: [gateway.networking.k8s.io], resources: [httproutes/status, grpcroutes/status], verbs: [patch]}
 - {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1

@@ -87,3 +87,53 @@ fn conditions_and_events_tell_the_author_what_is_wrong() -> Result<()> {
     hold("no Event to be repeated", Duration::from_secs(3), || Ok(events()? == told))?;
     Ok(())
 }
+
+const ROUTE: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: web, port: 80}]
+  rules: [{backendRefs: [{name: web-v2, port: 80}]}]
+"#;
+
+fn service(name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{ports: [{{name: http, port: 80}}]}}\n"
+    )
+}
+
+#[test]
+fn a_route_s_status_follows_its_parent_and_its_backends() -> Result<()> {
+    let stage = Stage::open()?;
+    let mut definition =
+        serde_json::to_value(<gateway_api::httproutes::HttpRoute as kube::CustomResourceExt>::crd())?;
+    // The API server asks whoever defines something under k8s.io where that was agreed.
+    definition["metadata"]["annotations"]["api-approved.kubernetes.io"] =
+        "https://github.com/kubernetes-sigs/gateway-api/pull/1538".into();
+    stage.server.apply(&definition.to_string())?;
+    stage.server.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n")?;
+    eventually("the route to be taken", SOON, || Ok(stage.server.apply(ROUTE).is_ok()))?;
+    let _controller = stage.controller("one", &[])?;
+    let is = |accepted: &str, resolved: &str| {
+        eventually(&format!("{accepted} and {resolved}"), SOON, || {
+            let path = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes/r";
+            let object = stage.server.object(path)?.unwrap_or_default();
+            let reason = |index: usize| {
+                object
+                    .pointer(&format!("/status/parents/0/conditions/{index}/reason"))
+                    .cloned()
+                    .unwrap_or_default()
+            };
+            Ok(reason(0) == accepted && reason(1) == resolved)
+        })
+    };
+    is("NoMatchingParent", "BackendNotFound")?;
+    stage.server.apply(&service("web"))?;
+    is("Accepted", "BackendNotFound")?;
+    stage.server.apply(&service("web-v2"))?;
+    is("Accepted", "ResolvedRefs")?;
+    stage.server.kubectl(&["delete", "service", "web-v2", "-n", "shop"])?;
+    is("Accepted", "BackendNotFound")?;
+    Ok(())
+}

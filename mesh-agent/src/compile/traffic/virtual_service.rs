@@ -130,25 +130,27 @@ fn entry(
     let mut rewrite = rewrite(reader, &format!("{field}.rewrite"), route.rewrite.as_ref());
     authority(&mut request_headers, &mut rewrite);
     let fault = fault(reader, &format!("{field}.fault"), route.fault.as_ref());
+    let timeout = reader.duration(&format!("{field}.timeout"), route.timeout.as_ref());
+    let retry = retries(reader, &format!("{field}.retries"), route.retries.as_ref());
+    let mirrors = mirrors(reader, &field, route);
+    let cors = cors(reader, &format!("{field}.corsPolicy"), route.cors_policy.as_ref());
     let name = route.name.as_deref().filter(|name| !name.is_empty());
     let rule = HttpRule {
         origin: RuleRef {
             object: object.clone(),
             rule: name.map_or_else(|| format!("http[{index}]").into(), Arc::from),
         },
-        // Nothing is left of a rule that is for gateways only.
+        // Nothing is left of a rule that is for gateways only. All of it has been read before: every fault is told.
         matches: matches?,
         action: action?,
         request_headers,
         response_headers,
         rewrite,
-        timeout: reader
-            .duration(&format!("{field}.timeout"), route.timeout.as_ref())
-            .filter(|timeout| !timeout.is_zero()),
-        retry: retries(reader, &format!("{field}.retries"), route.retries.as_ref()),
+        timeout: timeout.filter(|timeout| !timeout.is_zero()),
+        retry,
         fault,
-        mirrors: mirrors(reader, &field, route),
-        cors: cors(reader, &format!("{field}.corsPolicy"), route.cors_policy.as_ref()),
+        mirrors,
+        cors,
     };
     Some(match delegate {
         Some((namespace, name)) => HttpEntry::Delegate { namespace, name, rule: Box::new(rule) },
