@@ -154,7 +154,8 @@ fn readers_that_stall_hold_nobody() -> Result<()> {
     for _ in 0..20 {
         assert_eq!(shop.session(&service)?.get("/")?.status, 200);
     }
-    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    // Held up they would never come; the other scenarios share this machine.
+    assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
     // 800 MB are on their way; what is held is windows and buffers.
     let grown = agent.resident()?.saturating_sub(memory);
     assert!(grown < 100 * 1024 * 1024, "{grown} bytes more");
