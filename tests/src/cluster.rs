@@ -63,7 +63,7 @@ pub use self::image::{ImageFile, TEST_APP, archive, archive_of_program};
 pub use self::node::Node;
 use self::node::Plan;
 pub use self::node_init::node_init;
-use crate::ip;
+use crate::ip::{self, BRIDGE_MAC};
 use crate::netns::NetNs;
 use crate::remains::{self, Remains};
 use crate::sniff::Sniffer;
@@ -409,7 +409,7 @@ fn ways(from: u8) -> Vec<(String, Ipv4Addr)> {
 /// The bridge, with the way back to every pod.
 fn make_link(plans: &[Plan]) -> Result<()> {
     let mut lines = format!(
-        "link set lo up\nlink add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
+        "link set lo up\nlink add br0 address {BRIDGE_MAC} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
          address add {LINK_ADDRESS}/24 dev br0\nlink set br0 up\n"
     );
     for plan in plans {

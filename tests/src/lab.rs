@@ -17,10 +17,11 @@ use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 
 pub use self::pod::{Pod, PodSpec};
+use crate::ip::{self, BRIDGE_MAC};
 use crate::manifests::Manifests;
 use crate::netns::{self, NetNs};
 use crate::process::{self, Process};
-use crate::{ip, remains};
+use crate::remains;
 
 /// More would not fit the address plan.
 const NODES_MAX: usize = 200;
@@ -248,7 +249,7 @@ impl Node {
         let mut lines = format!(
             "link set lo up\n\
              address add {own4}/24 dev eth0\naddress add {own6}/64 dev eth0 nodad\nlink set eth0 up\n\
-             link add cni0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
+             link add cni0 address {BRIDGE_MAC} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
              address add {gateway4}/24 dev cni0\naddress add {gateway6}/64 dev cni0 nodad\nlink set cni0 up\n"
         );
         for other in all.iter().filter(|other| other.index != self.index) {

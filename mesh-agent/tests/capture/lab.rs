@@ -180,7 +180,8 @@ impl Node {
     pub(crate) fn new() -> Self {
         let space = Space::new();
         space.ip("link set lo up");
-        space.ip("link add br0 type bridge");
+        // Its own address, or it would take its cables' lowest, which a new pod may change under its neighbours.
+        space.ip("link add br0 address 02:6e:6d:00:00:01 type bridge");
         space.ip("addr add 10.99.0.1/24 dev br0");
         space.ip("addr add fd99::1/64 dev br0 nodad");
         space.ip("link set br0 up");
