@@ -22,6 +22,8 @@ use crate::mesh::{Mesh, SYSTEM, namespace};
 /// Controllers at once: each takes a processor for a moment when it starts.
 const AT_ONCE: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(25);
+/// Of what breaks, in characters.
+const SHOWN: usize = 120;
 /// Between two changes of an object.
 const PACE: Duration = Duration::from_millis(400);
 /// What statuses are written on.
@@ -76,23 +78,10 @@ fn ruled(round: u32) -> Vec<(&'static str, String, Value)> {
 }
 
 pub(crate) fn each_is_needed(mesh: &Mesh) -> Result<()> {
-    // The shipped ones would write every status first.
-    mesh.kubectl(&format!("scale deployment nodemesh-controller -n {SYSTEM} --replicas=0"))?;
     let all = all_rights(mesh, "nodemesh-controller")?;
     let cases: Vec<Case> =
         [None].into_iter().chain((0..all.len()).map(Some)).map(|without| Case::new(&all, without)).collect();
-    let mut text = namespace(NS, false, &[]);
-    let port = json!([{"name": "http", "port": 80}]);
-    let web = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": NS}, "spec": {"ports": port}});
-    text.push_str(&format!("---\n{web}\n"));
-    for case in &cases {
-        text.push_str(&case.before()?);
-        text.push_str(&user(&case.name, &case.name, &all, case.without));
-    }
-    mesh.cluster.apply(&text)?;
-    mesh.cluster
-        .apply(&ruled(0).iter().map(|(_, _, object)| format!("---\n{object}\n")).collect::<String>())?;
-    mesh.cluster.wait_ready(SYSTEM, "app=nodemesh-controller", 0)?;
+    prepare(mesh, &all, &cases)?;
     // An Event is told by whoever wrote the status.
     let (alone, together): (Vec<&Case>, Vec<&Case>) = cases.iter().partition(|case| case.is_alone());
     let batches = alone.chunks(1).chain(together.chunks(AT_ONCE));
@@ -110,13 +99,38 @@ pub(crate) fn each_is_needed(mesh: &Mesh) -> Result<()> {
             match (case.right, broken) {
                 (None, Some(how)) => bail!("with all rights a controller is not whole: {how}"),
                 (Some(right), None) => unneeded.push(format!("{right:?}")),
-                (None, None) | (Some(_), Some(_)) => {}
+                (Some(right), Some(how)) => {
+                    let (verb, resource) = (&right.verb, &right.resource);
+                    println!(
+                        "        without {verb} {resource}: {}",
+                        how.chars().take(SHOWN).collect::<String>()
+                    );
+                }
+                (None, None) => {}
             }
         }
     }
     ensure!(unneeded.is_empty(), "without these nothing breaks:\n{}", unneeded.join("\n"));
     println!("        {} rights of the controller, each of them needed", all.len());
     Ok(())
+}
+
+/// No shipped controller, which would write every status first; then users, namespaces, and what statuses are written on.
+fn prepare(mesh: &Mesh, all: &[Right], cases: &[Case]) -> Result<()> {
+    mesh.kubectl(&format!("scale deployment nodemesh-controller -n {SYSTEM} --replicas=0"))?;
+    let port = json!([{"name": "http", "port": 80}]);
+    let web = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": NS}, "spec": {"ports": port},
+    });
+    let mut text = format!("{}---\n{web}\n", namespace(NS, false, &[]));
+    for case in cases {
+        text.push_str(&case.before()?);
+        text.push_str(&user(&case.name, &case.name, all, case.without));
+    }
+    mesh.cluster.apply(&text)?;
+    mesh.cluster.wait_ready(SYSTEM, "app=nodemesh-controller", 0)?;
+    let ruled: String = ruled(0).iter().map(|(_, _, object)| format!("---\n{object}\n")).collect();
+    mesh.cluster.apply(&ruled).map(drop)
 }
 
 /// A controller that lacks one right, or none.
