@@ -256,7 +256,11 @@ impl<'a> Case<'a> {
             controller.check_alive()?;
             let said = refusals(&controller.said());
             if right.is_refused_in(&said) {
-                return Ok(self.effect(mesh)?.or_else(|| said.into_iter().next()));
+                let effect = self.effect(mesh)?;
+                // The library says it first, and then the controller.
+                let last = refusals(&controller.said()).pop().unwrap_or_default();
+                let words = last.split("\"message\":\"").nth(1).unwrap_or(&last);
+                return Ok(Some(effect.unwrap_or_else(|| words.to_owned())));
             }
             if let Some(plural) = touched {
                 round += 1;
