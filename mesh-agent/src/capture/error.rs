@@ -21,7 +21,7 @@ pub enum CaptureError {
     )]
     NoCgroupV2,
     #[error(
-        "{path} is not the root of a cgroup v2 hierarchy: give the agent the node's own /sys/fs/cgroup and its cgroup namespace (hostPath, no private cgroup namespace)"
+        "{path} is not the root of a cgroup v2 hierarchy: give the agent the node's own /sys/fs/cgroup and its cgroup namespace (hostPath, no private cgroup namespace), and in a node that is a container itself hostPID and CAP_SYS_PTRACE"
     )]
     NotCgroupRoot { path: PathBuf },
     #[error(

@@ -12,11 +12,12 @@ use tokio_rustls::TlsConnector;
 use crate::mesh::{Mesh, PodOf, SYSTEM, namespace};
 
 const NS: &str = "apart";
-const NAME: &str = "nodemesh-controller.nodemesh-system.svc";
+/// Of the shipped controllers' Service.
+pub(crate) const NAME: &str = "nodemesh-controller.nodemesh-system.svc";
 const METHOD: &str = "https://nodemesh-controller/istio.v1.auth.IstioCertificateService/CreateCertificate";
 const DEADLINE: Duration = Duration::from_secs(15);
 /// gRPC's numbers.
-const OK: &str = "0";
+pub(crate) const OK: &str = "0";
 const PERMISSION_DENIED: &str = "7";
 const UNAUTHENTICATED: &str = "16";
 
@@ -33,21 +34,10 @@ pub(crate) fn refusals(mesh: &Mesh) -> Result<()> {
         .concat(),
     )?;
     mesh.cluster.wait_ready(NS, "", 2)?;
-    let agents = mesh.cluster.pods(SYSTEM, "app=nodemesh-agent")?;
-    let agent =
-        agents.iter().find(|pod| pod["spec"]["nodeName"] == "node-a").context("no agent on node-a")?;
-    let agent = agent["metadata"]["name"].as_str().context("a pod without a name")?;
-    let token = |namespace: &str, account: &str, pod: Option<&str>, audience: &str| -> Result<String> {
-        let bound =
-            pod.map_or(String::new(), |pod| format!("--bound-object-kind=Pod --bound-object-name={pod}"));
-        let words = format!("create token {account} -n {namespace} --audience={audience} {bound}");
-        Ok(mesh.kubectl(&words)?.trim().to_owned())
-    };
-    let account = "nodemesh-agent";
-    let good = token(SYSTEM, account, Some(agent), "istio-ca")?;
-    let elsewhere = token(SYSTEM, account, Some(agent), "elsewhere")?;
-    let unbound = token(SYSTEM, account, None, "istio-ca")?;
-    let stranger = token(NS, "here", Some("here"), "istio-ca")?;
+    let good = token_of_agent(mesh, "istio-ca")?;
+    let elsewhere = token_of_agent(mesh, "elsewhere")?;
+    let unbound = token(mesh, (SYSTEM, "nodemesh-agent"), None, "istio-ca")?;
+    let stranger = token(mesh, (NS, "here"), Some("here"), "istio-ca")?;
     for (what, token, wanted, status, words) in [
         ("an identity of its node", Some(&*good), "here", OK, ""),
         ("an identity of the other node", Some(&*good), "there", PERMISSION_DENIED, "no live pod"),
@@ -69,12 +59,33 @@ pub(crate) fn refusals(mesh: &Mesh) -> Result<()> {
     mesh.kubectl(&format!("delete namespace {NS} --wait=false")).map(drop)
 }
 
+/// A token of a service account, bound to a pod or to none.
+fn token(
+    mesh: &Mesh,
+    (namespace, account): (&str, &str),
+    pod: Option<&str>,
+    audience: &str,
+) -> Result<String> {
+    let bound = pod.map_or(String::new(), |pod| format!("--bound-object-kind=Pod --bound-object-name={pod}"));
+    let words = format!("create token {account} -n {namespace} --audience={audience} {bound}");
+    Ok(mesh.kubectl(&words)?.trim().to_owned())
+}
+
+/// As the agent on node-a has one.
+pub(crate) fn token_of_agent(mesh: &Mesh, audience: &str) -> Result<String> {
+    let agents = mesh.cluster.pods(SYSTEM, "app=nodemesh-agent")?;
+    let agent =
+        agents.iter().find(|pod| pod["spec"]["nodeName"] == "node-a").context("no agent on node-a")?;
+    let agent = agent["metadata"]["name"].as_str().context("a pod without a name")?;
+    token(mesh, (SYSTEM, "nodemesh-agent"), Some(agent), audience)
+}
+
 /// What the CA answered.
 #[derive(Debug)]
-struct Answer {
+pub(crate) struct Answer {
     /// gRPC's number.
-    status: String,
-    said: String,
+    pub(crate) status: String,
+    pub(crate) said: String,
     /// Of the message that came, in bytes.
     length: usize,
 }
@@ -86,13 +97,23 @@ fn ask(mesh: &Mesh, token: Option<&str>, identity: &str) -> Result<Answer> {
     let to = format!("{ip}:15012").parse()?;
     let stream =
         mesh.cluster.node(0)?.netns()?.run(|| Ok(std::net::TcpStream::connect_timeout(&to, DEADLINE)?))?;
-    stream.set_nonblocking(true)?;
     let roots = mesh
         .kubectl("get configmap -n nodemesh-system nodemesh-ca-root -o jsonpath={.data.root-cert\\.pem}")?;
+    ask_by(stream, &roots, token, identity)
+}
+
+/// The same by a connection that stands.
+pub(crate) fn ask_by(
+    stream: std::net::TcpStream,
+    roots: &str,
+    token: Option<&str>,
+    identity: &str,
+) -> Result<Answer> {
+    stream.set_nonblocking(true)?;
     let (token, message) = (token.map(str::to_owned), request(identity)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let talk = talk(stream, &roots, token.as_deref(), message);
+        let talk = talk(stream, roots, token.as_deref(), message);
         tokio::time::timeout(DEADLINE, talk).await.context("the CA does not answer")?
     })
 }
@@ -128,8 +149,8 @@ async fn talk(
         headers = trailers;
     }
     driver.abort();
-    // gRPC writes blanks as %20 in it.
-    let said = text(&headers, "grpc-message").replace("%20", " ");
+    // gRPC writes blanks as %20 in it, and quotes as %22.
+    let said = text(&headers, "grpc-message").replace("%20", " ").replace("%22", "\"");
     Ok(Answer { status: text(&headers, "grpc-status"), said, length })
 }
 

@@ -69,13 +69,15 @@ fn agents_nodes_and_the_api_server_go_under_traffic() -> Result<()> {
     mesh.step("a node is killed and boots again", |_| traffic.node_killed())
 }
 
-/// What is shipped is what an API server takes. The CA refuses whom it must. The agent needs each right that it is given.
+/// What is shipped is what an API server takes. The CA refuses whom it must. Agent and controller need each right that they are given.
 #[test]
 fn every_right_is_needed() -> Result<()> {
     let mesh = Mesh::boot()?;
     mesh.step("a server-side dry run of what is shipped", dry_run::deploy)?;
     mesh.step("the mesh is installed on one node", rights::install_on_node_a)?;
     mesh.step("the CA refuses", authority::refusals)?;
+    mesh.step("Gateway API's kinds", rights::routes)?;
     mesh.step("RBAC rules of the agent", rights::rules::each_is_needed)?;
-    mesh.step("capabilities of the agent", rights::capabilities::each_is_needed)
+    mesh.step("capabilities of the agent", rights::capabilities::each_is_needed)?;
+    mesh.step("RBAC rules of the controller", rights::controller::each_is_needed)
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::shipped;
 use crate::mesh::{APP, Mesh, PodOf, SYSTEM, namespace};
 
-const NS: &str = "tenant";
+pub(super) const NS: &str = "tenant";
 /// Much longer than the agent takes with all its capabilities.
 const PATIENCE: Duration = Duration::from_secs(12);
 const POD: &str = "without";

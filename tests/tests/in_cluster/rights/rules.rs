@@ -5,91 +5,23 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::{REFUSED, Right, all_rights, refusals, user};
+use crate::mesh::{Mesh, SYSTEM};
 use anyhow::{Context, Result, bail, ensure};
 use mesh_tests::agent;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
-
-use super::shipped;
-use crate::mesh::{Mesh, SYSTEM};
 
 /// Agents at once: each takes a processor for a moment when it starts.
 const AT_ONCE: usize = 5;
 const NODE: usize = 1;
 const PATIENCE: Duration = Duration::from_secs(30);
-/// As the API server says it, and with it whoever was refused.
-const REFUSED: &str = "cannot ";
-
-/// One verb of one resource, in the ClusterRole or in the Role.
-#[derive(Clone, Debug)]
-struct Right {
-    cluster: bool,
-    group: String,
-    resource: String,
-    names: Value,
-    verb: String,
-}
-
-fn rights(role: &Value, cluster: bool) -> Vec<Right> {
-    let texts = |value: &Value| -> Vec<String> {
-        value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
-    };
-    let mut all = Vec::new();
-    for rule in role["rules"].as_array().into_iter().flatten() {
-        for group in texts(&rule["apiGroups"]) {
-            for resource in texts(&rule["resources"]) {
-                for verb in texts(&rule["verbs"]) {
-                    let names = rule["resourceNames"].clone();
-                    let (group, resource) = (group.clone(), resource.clone());
-                    all.push(Right { cluster, group, resource, names, verb });
-                }
-            }
-        }
-    }
-    all
-}
-
-/// A user with all these rights but one, bound as the agent's account is.
-fn user(name: &str, rights: &[Right], without: Option<usize>) -> String {
-    let rules = |cluster: bool| -> Vec<Value> {
-        let kept =
-            rights.iter().enumerate().filter(|(at, right)| Some(*at) != without && right.cluster == cluster);
-        kept.map(|(_, right)| {
-            let mut rule =
-                json!({"apiGroups": [right.group], "resources": [right.resource], "verbs": [right.verb]});
-            if !right.names.is_null() {
-                rule["resourceNames"] = right.names.clone();
-            }
-            rule
-        })
-        .collect()
-    };
-    let mut text = String::new();
-    for (kind, cluster) in [("ClusterRole", true), ("Role", false)] {
-        let mut metadata = json!({"name": name});
-        if !cluster {
-            metadata["namespace"] = json!(SYSTEM);
-        }
-        let api = "rbac.authorization.k8s.io";
-        let role = json!({"apiVersion": format!("{api}/v1"), "kind": kind, "metadata": metadata, "rules": rules(cluster)});
-        let binding = json!({
-            "apiVersion": format!("{api}/v1"), "kind": format!("{kind}Binding"), "metadata": metadata,
-            "roleRef": {"apiGroup": api, "kind": kind, "name": name},
-            "subjects": [{"apiGroup": api, "kind": "User", "name": name}],
-        });
-        text.push_str(&format!("---\n{role}\n---\n{binding}\n"));
-    }
-    text
-}
-
 pub(crate) fn each_is_needed(mesh: &Mesh) -> Result<()> {
-    let mut all = rights(&shipped(mesh, "ClusterRole", "nodemesh-agent")?, true);
-    all.extend(rights(&shipped(mesh, "Role", "nodemesh-agent")?, false));
-    ensure!(all.len() > 10, "only {} rights: {all:?}", all.len());
+    let all = all_rights(mesh, "nodemesh-agent")?;
     let cases: Vec<Option<usize>> = [None].into_iter().chain((0..all.len()).map(Some)).collect();
     let name = |case: &Option<usize>| case.map_or("rights-all".to_owned(), |at| format!("rights-{at}"));
-    mesh.cluster.apply(&cases.iter().map(|case| user(&name(case), &all, *case)).collect::<String>())?;
+    mesh.cluster
+        .apply(&cases.iter().map(|case| user(&name(case), SYSTEM, &all, *case)).collect::<String>())?;
     let mut unneeded = Vec::new();
     for some in cases.chunks(AT_ONCE) {
         let agents = thread::scope(|scope| {
@@ -132,9 +64,7 @@ impl Seen {
 
     /// It breaks by what this right is for: it cannot read or follow a kind, or cannot tell a restart from the end.
     fn lacks(&self, right: &Right) -> bool {
-        let denied = format!("{REFUSED}{} resource \"{}\"", right.verb, right.resource);
-        let named = self.refused.iter().any(|line| line.contains(&denied));
-        if right.verb == "get" { !self.stayed } else { named }
+        if right.verb == "get" { !self.stayed } else { right.is_refused_in(&self.refused) }
     }
 }
 
@@ -161,8 +91,7 @@ fn observe(mesh: &Mesh, user: &str) -> Result<Seen> {
     let read = said.contains("everything has been read");
     agent.end()?;
     let said = fs::read_to_string(&log).unwrap_or_default();
-    let refused =
-        said.lines().filter(|line| line.contains(REFUSED)).map(|line| line.replace("\\\"", "\"")).collect();
+    let refused = refusals(&said);
     let stayed = !node.exec(&["sh", "-c", &format!("ls {pins} 2>/dev/null; true")])?.trim().is_empty();
     node.exec(&["rm", "-rf", &pins])?;
     Ok(Seen { read, refused, stayed })
