@@ -162,11 +162,7 @@ async fn serve_http(worker: &Rc<Worker>, pod: &Arc<LocalPod>, accepted: Accepted
 
 /// Plans the connection and opens its far side. The snapshot it decides from lives no longer than this: a
 /// relayed connection may last for days and must not keep an old world alive.
-async fn establish(
-    worker: &Rc<Worker>,
-    pod: &LocalPod,
-    accepted: &Accepted,
-) -> Option<Opened> {
+async fn establish(worker: &Rc<Worker>, pod: &LocalPod, accepted: &Accepted) -> Option<Opened> {
     let world = worker.shared.store.load();
     match plan(&*world, &accepted.source, accepted.original) {
         OutboundPlan::Tcp(plan) => try_endpoints(worker, pod, accepted, &plan, &world).await,
@@ -222,7 +218,12 @@ struct Choice {
 impl Choice {
     fn of(worker: &Worker, accepted: &Accepted, plan: &TcpPlan, world: &World) -> Result<Self, Reason> {
         let Some(service) = &plan.service else {
-            return Ok(Self { cluster: None, endpoints: Arc::clone(&plan.endpoints), hash: None, place: None });
+            return Ok(Self {
+                cluster: None,
+                endpoints: Arc::clone(&plan.endpoints),
+                hash: None,
+                place: None,
+            });
         };
         let family = decide::outbound::canonical(accepted.original).ip();
         let wanted = cluster::Wanted { service, port: plan.port, subset: None, family };
