@@ -26,7 +26,7 @@ const USAGE: &str = "usage: mesh-conformance [--run TEST] [--report FILE] [--sta
   --stay           leave the cluster up after the suite until Enter
   --without-mesh   the same without a mesh: what the suite can tell apart";
 
-struct Options {
+pub(crate) struct Options {
     run: Option<String>,
     report: Option<PathBuf>,
     stay: bool,
@@ -69,7 +69,7 @@ fn run(options: &Options) -> Result<()> {
         println!("cluster: the mesh");
         install(&cluster)?;
     }
-    let done = suite.run(&cluster, options.run.as_deref(), options.report.as_deref());
+    let done = suite.run(&cluster, options);
     if done.is_err() && options.mesh {
         eprintln!("{}", last_words(&cluster));
     }

@@ -2,14 +2,19 @@
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use mesh_tests::Cluster;
 
+use crate::Options;
+
 const PINS: &str = include_str!("../../../kube/conformance/go.mod");
 const MODULE: &str = "sigs.k8s.io/gateway-api/conformance";
+
+/// Where no mesh is, nothing becomes right by waiting; the suite would take half an hour.
+const NO_PATIENCE: &str = "--timeout-config-overrides=MaxTimeToConsistency:3";
 
 /// What the mesh claims. The suite runs the tests of these and fails where one does not hold.
 const FEATURES: [&str; 17] = [
@@ -66,7 +71,7 @@ impl Suite {
     }
 
     /// Runs it, repeats what it says, and fails unless every test of it passed.
-    pub(crate) fn run(&self, cluster: &Cluster, test: Option<&str>, report: Option<&Path>) -> Result<()> {
+    pub(crate) fn run(&self, cluster: &Cluster, options: &Options) -> Result<()> {
         let mut command = Command::new(self.folder.join("conformance.test"));
         command.env("KUBECONFIG", cluster.admin_kubeconfig()).current_dir(cluster.dir());
         command.args(["-test.run", "TestConformance$", "-test.v", "-test.timeout", "40m"]);
@@ -75,8 +80,9 @@ impl Suite {
         command.args(["--mesh-name=nodemesh", "--namespace-labels=nodemesh.io/mesh=enabled"]);
         command.args(["--organization=nodemesh", "--project=nodemesh", "--url=https://nodemesh.io"]);
         command.arg(format!("--version={}", env!("CARGO_PKG_VERSION"))).arg("--contact=https://nodemesh.io");
-        command.args(test.map(|test| format!("--run-test={test}")));
-        if let Some(report) = report {
+        command.args(options.run.as_ref().map(|test| format!("--run-test={test}")));
+        command.args((!options.mesh).then_some(NO_PATIENCE));
+        if let Some(report) = &options.report {
             let report = env::current_dir().context("no current folder")?.join(report);
             if let Some(parent) = report.parent() {
                 fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
