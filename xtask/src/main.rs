@@ -6,6 +6,7 @@ mod bench;
 mod build_ebpf;
 mod cluster;
 mod command;
+mod conformance;
 mod demo;
 mod image;
 #[cfg(test)]
@@ -57,6 +58,17 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Run Gateway API's own conformance suite for meshes on a real cluster with the mesh as it is shipped
+    Conformance {
+        /// One test of the suite, by its name; the report stays as it is
+        test: Option<String>,
+        /// Leave the cluster up after the suite until Enter
+        #[arg(long)]
+        stay: bool,
+        /// Run the suite where no mesh is: what it can tell apart
+        #[arg(long)]
+        without_mesh: bool,
+    },
     /// Lint the workspace and run every test; with FILTER only the tests whose name contains it
     Test {
         /// Part of a test's name, as `cargo test` takes it
@@ -88,7 +100,7 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         out: Option<std::path::PathBuf>,
     },
-    /// What CI runs: the same as `test`
+    /// What CI runs: `test`, then `conformance`, whose report goes to target/conformance
     Ci,
 }
 
@@ -100,11 +112,14 @@ fn main() -> ExitCode {
         }
         Verb::Bench { what, with_envoy, json } => bench::run(what.as_deref(), with_envoy, json),
         Verb::Cluster { words } => cluster::run(&words),
+        Verb::Conformance { test, stay, without_mesh } => {
+            conformance::run(test.as_deref(), stay, without_mesh)
+        }
         Verb::Demo { exit } => demo::run(exit),
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Manifests => manifests::run(),
         Verb::Image { dev, program, out } => image::run(dev, program, out),
-        Verb::Ci => test::run(None),
+        Verb::Ci => test::ci(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -65,6 +65,14 @@ pub(crate) fn ensure(need: Need) -> Result<Tools> {
     Ok(Tools { kernel })
 }
 
+/// The same for `conformance`.
+pub(crate) fn ensure_conformance() -> Result<Tools> {
+    let tools = ensure(Need::Cluster)?;
+    let _lock = lock()?;
+    kube::ensure_conformance()?;
+    Ok(tools)
+}
+
 /// One setup at a time on a machine: two clones share the tools folder.
 fn lock() -> Result<std::fs::File> {
     let dir = paths::tools();

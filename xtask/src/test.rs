@@ -8,24 +8,43 @@ use anyhow::{Context, Result, bail};
 
 use crate::phases::Phases;
 use crate::setup::{self, Need};
-use crate::{build_ebpf, command, image, paths};
+use crate::{build_ebpf, command, conformance, image, paths};
 
 pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     let mut phases = Phases::default();
+    check(&mut phases, filter);
+    phases.finish()
+}
+
+/// All tests, and Gateway API's.
+pub(crate) fn ci() -> Result<()> {
+    let mut phases = Phases::default();
+    // Not if what it runs could not be built.
+    if check(&mut phases, None).is_some()
+        && phases.run("setup suite", |_| setup::ensure_conformance()).is_some()
+    {
+        phases.run("conformance", |_| conformance::whole_suite(conformance::OF_CI));
+    }
+    phases.finish()
+}
+
+/// `None` if the image could not be made, and so no cluster's test can be run.
+fn check(phases: &mut Phases, filter: Option<&str>) -> Option<()> {
     let need = if filter.is_some() { Need::Cluster } else { Need::Checks };
     if let Some(tools) = phases.run("setup", |_| setup::ensure(need))
         && phases.run("build-ebpf", |_| build_ebpf::run(&tools.kernel, false)).is_some()
     {
         if filter.is_none() {
-            lint(&mut phases);
+            lint(phases);
         }
         if phases.run("build", |_| build()).is_some() {
             // What the cluster's tests install.
-            phases.run("image", |_| image::run(true, None, None));
+            let packed = phases.run("image", |_| image::run(true, None, None));
             phases.run("test", |note| run_tests(filter, note));
+            return packed;
         }
     }
-    phases.finish()
+    None
 }
 
 fn lint(phases: &mut Phases) {

@@ -20,6 +20,8 @@ struct Module {
     packages: &'static str,
     /// Where it goes, below the folder of components; `{}` is the version.
     folder: &'static str,
+    /// The module of the programs' packages is a test that is kept as a program, and of this module the CRDs go with it.
+    crds: Option<&'static str>,
     why: &'static str,
     takes: &'static str,
 }
@@ -38,6 +40,7 @@ const MODULES: [Module; 3] = [
         ],
         packages: "/cmd/",
         folder: "{}",
+        crds: None,
         why: "the test cluster runs it",
         takes: "about eight minutes on two processors, once",
     },
@@ -47,6 +50,7 @@ const MODULES: [Module; 3] = [
         programs: &["coredns"],
         packages: "",
         folder: "coredns-{}",
+        crds: None,
         why: "the test cluster's DNS",
         takes: "about two minutes",
     },
@@ -56,14 +60,48 @@ const MODULES: [Module; 3] = [
         programs: &["helm"],
         packages: "/cmd/",
         folder: "helm-{}",
+        crds: None,
         why: "a test compares the chart with the Kustomize base",
         takes: "about two minutes",
     },
 ];
 
-/// Builds what is not there.
+/// What `conformance` needs beside: nothing else is slower for it.
+const CONFORMANCE: [Module; 2] = [
+    Module {
+        dir: "conformance",
+        path: "sigs.k8s.io/gateway-api/conformance",
+        programs: &["conformance.test"],
+        packages: "",
+        folder: "conformance-{}",
+        crds: Some("sigs.k8s.io/gateway-api"),
+        why: "Gateway API's own tests of a mesh",
+        takes: "about two minutes",
+    },
+    Module {
+        dir: "echo",
+        path: "istio.io/istio",
+        programs: &["client", "server"],
+        packages: "/pkg/test/echo/cmd/",
+        folder: "echo-{}",
+        crds: None,
+        why: "what the pods of those tests run",
+        takes: "about a minute",
+    },
+];
+
+/// Builds what is not there of the test cluster.
 pub(crate) fn ensure() -> Result<()> {
-    for module in &MODULES {
+    ensure_all(&MODULES)
+}
+
+/// Builds what is not there of the conformance suite.
+pub(crate) fn ensure_conformance() -> Result<()> {
+    ensure_all(&CONFORMANCE)
+}
+
+fn ensure_all(modules: &[Module]) -> Result<()> {
+    for module in modules {
         let version = module.version()?;
         let dir = components().join(module.folder.replace("{}", &version));
         if module.programs.iter().all(|program| dir.join(program).is_file() || assets_have(program)) {
@@ -112,7 +150,8 @@ impl Module {
             build.current_dir(self.source()).env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local");
             // Not a user's workspace or flags: what is built is what the pins say.
             build.env("GOWORK", "off").env("GOFLAGS", "");
-            build.args(["build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags"]);
+            let verb: &[&str] = if self.crds.is_some() { &["test", "-c"] } else { &["build"] };
+            build.args(verb).args(["-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags"]);
             build.arg(link_flags(version)).arg("-o").arg(partial.join(program));
             build.arg(self.package(program));
             command::run(&mut build).with_context(|| {
@@ -121,12 +160,35 @@ impl Module {
                 )
             })?;
         }
+        if let Some(module) = self.crds {
+            self.copy_crds(go, module, &partial.join("crds"))?;
+        }
         if dir.exists() {
             fs::remove_dir_all(dir).with_context(|| format!("cannot replace {}", dir.display()))?;
         }
         fs::rename(&partial, dir).with_context(|| format!("cannot move components to {}", dir.display()))?;
         if !dir.join(self.programs[0]).is_file() {
             bail!("the build of {} left nothing in {}", self.path, dir.display());
+        }
+        Ok(())
+    }
+
+    /// The standard channel's, as they lie in the module's source.
+    fn copy_crds(&self, go: &Path, module: &str, to: &Path) -> Result<()> {
+        let mut list = Command::new(go);
+        list.current_dir(self.source()).env("GOTOOLCHAIN", "local").env("GOWORK", "off").env("GOFLAGS", "");
+        list.args(["list", "-mod=readonly", "-m", "-f", "{{.Dir}}", module]);
+        let from = Path::new(command::output(&mut list)?.trim()).join("config/crd/standard");
+        fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
+        let entries = fs::read_dir(&from).with_context(|| format!("cannot list {}", from.display()))?;
+        for entry in entries {
+            let path = entry.with_context(|| format!("cannot list {}", from.display()))?.path();
+            let yaml = path.extension().is_some_and(|extension| extension == "yaml");
+            // Not `fs::copy`: a module's files are read-only, and their copies should go as they came.
+            if let (true, Some(name)) = (yaml, path.file_name()) {
+                let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                fs::write(to.join(name), text).context("cannot keep a CRD")?;
+            }
         }
         Ok(())
     }

@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn each_module_pins_its_version_and_the_checksums_of_it() {
-    for module in &MODULES {
+    for module in MODULES.iter().chain(&CONFORMANCE) {
         let version = module.version().unwrap();
         let sums = fs::read_to_string(module.source().join("go.sum")).unwrap();
         let line = format!("{} {version} h1:", module.path);
