@@ -37,13 +37,7 @@ pub struct Lifetimes {
 
 /// See the module's header.
 pub struct Issue {
-    pub authority: Arc<Authority>,
-    pub authenticator: Authenticator,
-    pub rule: NodeRule,
-    pub pods: Arc<Pods>,
-    pub lifetimes: Lifetimes,
-    pub clock: Arc<dyn Clock>,
-    pub metrics: Arc<CaMetrics>,
+    pub parts: Parts,
     slots: Semaphore,
 }
 
@@ -115,9 +109,7 @@ struct Audit {
 
 impl Issue {
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { authority, authenticator, rule, pods, lifetimes, clock, metrics } = parts;
-        let slots = Semaphore::new(REQUESTS_MAX);
-        Arc::new(Self { authority, authenticator, rule, pods, lifetimes, clock, metrics, slots })
+        Arc::new(Self { parts, slots: Semaphore::new(REQUESTS_MAX) })
     }
 
     /// Answers a request and leaves its line in the audit log.
@@ -130,7 +122,7 @@ impl Issue {
         let mut audit = Audit::default();
         let result = self.issue(token, request, &mut audit).await;
         let outcome = result.as_ref().map_or_else(Failure::outcome, |_| Outcome::Issued);
-        self.metrics.count(outcome);
+        self.parts.metrics.count(outcome);
         audit.write(outcome, result.as_ref().err(), peer);
         result.map_err(|failure| failure.status())
     }
@@ -142,18 +134,18 @@ impl Issue {
         audit: &mut Audit,
     ) -> Result<CertificateResponse, Failure> {
         let _slot = self.slots.try_acquire().map_err(|_full| Failure::Overloaded)?;
-        let caller = self.authenticator.caller(token).await?;
+        let caller = self.parts.authenticator.caller(token).await?;
         audit.caller = Some(caller.clone());
-        let identity = wanted(request, &caller, &self.rule.trust_domain)?;
+        let identity = wanted(request, &caller, &self.parts.rule.trust_domain)?;
         audit.identity = Some(identity.clone());
         self.allowed(&caller, &identity).await?;
-        if self.authority.denied().contains(&identity) {
+        if self.parts.authority.denied().contains(&identity) {
             return Err(Failure::Denied);
         }
         let csr = csr_der(&request.csr).map_err(Failure::Request)?;
-        let active = self.authority.active().ok_or(Failure::NoSigner)?;
+        let active = self.parts.authority.active().ok_or(Failure::NoSigner)?;
         let lifetime = self.lifetime(request.validity_duration);
-        let issued = active.signer.sign(&csr, &identity, lifetime, self.clock.now())?;
+        let issued = active.signer.sign(&csr, &identity, lifetime, self.parts.clock.now())?;
         audit.serial = issued.serial;
         audit.not_after = humantime::format_rfc3339_seconds(issued.not_after).to_string();
         let mut cert_chain = vec![pem::text("CERTIFICATE", &[issued.leaf])];
@@ -165,11 +157,11 @@ impl Issue {
     /// The node rule, tried again while it may only be that news has not come. What the API server says itself is final:
     /// it knows all that the caller may have heard of.
     async fn allowed(&self, caller: &Caller, identity: &Identity) -> Result<(), Failure> {
-        let mut changes = self.pods.changes();
+        let mut changes = self.parts.pods.changes();
         let deadline = tokio::time::Instant::now() + NEWS_WAIT;
         let refusal = loop {
             changes.mark_unchanged();
-            let refusal = match self.pods.read(|pods| self.rule.check(caller, identity, pods)) {
+            let refusal = match self.parts.pods.read(|pods| self.parts.rule.check(caller, identity, pods)) {
                 Err(refusal) if refusal.may_heal() => refusal,
                 decided => return Ok(decided?),
             };
@@ -179,19 +171,19 @@ impl Issue {
             }
         };
         let Caller::Pod { account, pod, .. } = caller else { return Err(refusal.into()) };
-        match self.pods.ask((&account.namespace, pod), identity.namespace()).await {
+        match self.parts.pods.ask((&account.namespace, pod), identity.namespace()).await {
             None => Err(refusal.into()),
             Some(Err(problem)) => Err(Failure::Pods(problem)),
-            Some(Ok(pods)) => Ok(self.rule.check(caller, identity, &pods)?),
+            Some(Ok(pods)) => Ok(self.parts.rule.check(caller, identity, &pods)?),
         }
     }
 
     fn lifetime(&self, seconds: i64) -> Duration {
         let asked = match u64::try_from(seconds) {
             Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
-            _ => self.lifetimes.default,
+            _ => self.parts.lifetimes.default,
         };
-        asked.clamp(LIFETIME_MIN, self.lifetimes.max)
+        asked.clamp(LIFETIME_MIN, self.parts.lifetimes.max)
     }
 }
 

@@ -63,7 +63,7 @@ impl CaServer {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(io::Error::other)?
             .with_no_client_auth()
-            .with_cert_resolver(Arc::<super::authority::Authority>::clone(&issue.authority) as _);
+            .with_cert_resolver(Arc::<super::authority::Authority>::clone(&issue.parts.authority) as _);
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), issue })
     }
@@ -76,7 +76,7 @@ impl CaServer {
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let (ready, mut accepted) = mpsc::channel(READY_MAX);
         let accepting =
-            tokio::spawn(accept(self.listener, self.acceptor, Arc::clone(&self.issue.metrics), ready));
+            tokio::spawn(accept(self.listener, self.acceptor, Arc::clone(&self.issue.parts.metrics), ready));
         let incoming = futures_util::stream::poll_fn(move |context| {
             accepted.poll_recv(context).map(|next: Option<Conn>| next.map(Ok::<_, io::Error>))
         });

@@ -26,7 +26,7 @@ use crate::proxy::http::sniff::{self, Sniffed};
 use crate::proxy::limits::Permit;
 use crate::proxy::relay::{self, RelayEnd, RelayIo, TcpSide};
 use crate::proxy::upstream;
-use crate::proxy::worker::{LoadGuard, LocalPod, Worker};
+use crate::proxy::worker::{LocalPod, Worker};
 use crate::tunnel::{self, Failure};
 use crate::world::World;
 
@@ -60,7 +60,7 @@ struct Opened {
 }
 
 /// Places in the balance and in the destination's limits; free again when they are dropped.
-type Held = (Option<LoadGuard>, Option<cluster::Load>, Option<Guard>);
+type Held = (Option<cluster::Load>, Option<Guard>);
 
 /// One way to the destination: an endpoint and how it is reached.
 struct Leg {
@@ -169,7 +169,7 @@ async fn establish(worker: &Rc<Worker>, pod: &LocalPod, accepted: &Accepted) -> 
         OutboundPlan::Passthrough(endpoint) => {
             let leg = Leg { endpoint, transport: Transport::Plain, service: None, known: false, owner: None };
             let (conn, upstream) = connect(worker, pod, accepted, &leg).await.ok()?;
-            Some(Opened { conn, upstream, idle: IDLE_TIMEOUT, held: (None, None, None) })
+            Some(Opened { conn, upstream, idle: IDLE_TIMEOUT, held: (None, None) })
         }
         OutboundPlan::Refuse(reason) => {
             let meta = meta(accepted, None, None, Path::Passthrough);
@@ -291,15 +291,12 @@ async fn try_endpoints(
             known: true,
             owner: world.workload_at(endpoint.address.ip()).map(Arc::clone),
         };
-        let load = match &choice.cluster {
-            Some(cluster) => (None, cluster.load(index)),
-            None => (Some(worker.count(endpoint.address)), None),
-        };
+        let load = choice.cluster.as_ref().and_then(|cluster| cluster.load(index));
         let connected = connect(worker, pod, accepted, &leg).await;
         choice.remember(worker, index, connected.as_ref().err().copied());
         match connected {
             Ok((conn, upstream)) => {
-                let held = (load.0, load.1, choice.place.take());
+                let held = (load, choice.place.take());
                 return Some(Opened { conn, upstream, idle: choice.idle(), held });
             }
             // Policy gave its answer; another endpoint of the same Service must not be asked for a better one.

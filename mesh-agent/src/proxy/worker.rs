@@ -2,7 +2,7 @@
 //! share of every pod's listeners, its tunnel pool and its balancing state. A connection never leaves the
 //! worker that accepted it. Never: decides policy, opens listeners. Called by `agent`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -131,7 +131,6 @@ pub struct Worker {
     pub settings: tunnel::TunnelSettings,
     pub(super) draining: watch::Receiver<bool>,
     turns: RefCell<HashMap<(ServiceId, u16), Arc<AtomicU64>>>,
-    load: RefCell<HashMap<SocketAddr, Rc<Cell<u32>>>>,
     random: RefCell<fastrand::Rng>,
 }
 
@@ -144,18 +143,6 @@ impl Worker {
             Arc::clone(self.shared.turns.lock().entry(key).or_insert_with(|| Arc::new(AtomicU64::new(0))))
         });
         Arc::clone(turn)
-    }
-
-    /// Connections of this worker to an endpoint now.
-    pub fn load(&self, endpoint: SocketAddr) -> u64 {
-        self.load.borrow().get(&endpoint).map_or(0, |count| u64::from(count.get()))
-    }
-
-    /// Counts a connection to an endpoint until the guard drops.
-    pub fn count(self: &Rc<Self>, endpoint: SocketAddr) -> LoadGuard {
-        let count = Rc::clone(self.load.borrow_mut().entry(endpoint).or_default());
-        count.set(count.get() + 1);
-        LoadGuard { worker: Rc::clone(self), endpoint, count }
     }
 
     /// The identity of the pod of this node with this namespace cookie.
@@ -175,22 +162,6 @@ impl Worker {
     /// 64 random bits, for balancing only.
     pub fn random(&self) -> u64 {
         self.random.borrow_mut().u64(..)
-    }
-}
-
-/// Counts one connection to an endpoint; forgets the endpoint with the last one.
-pub struct LoadGuard {
-    worker: Rc<Worker>,
-    endpoint: SocketAddr,
-    count: Rc<Cell<u32>>,
-}
-
-impl Drop for LoadGuard {
-    fn drop(&mut self) {
-        self.count.set(self.count.get().saturating_sub(1));
-        if self.count.get() == 0 {
-            self.worker.load.borrow_mut().remove(&self.endpoint);
-        }
     }
 }
 
@@ -257,7 +228,6 @@ async fn run(
         settings,
         draining,
         turns: RefCell::default(),
-        load: RefCell::default(),
         random: RefCell::new(fastrand::Rng::new()),
     });
     let mut accepting: HashMap<WorkloadId, Vec<Accepting>> = HashMap::new();

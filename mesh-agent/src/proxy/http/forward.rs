@@ -19,26 +19,13 @@ use crate::decide::balance::hash_key;
 use crate::decide::inbound::{ConnFacts, HttpFacts, admit_request};
 use crate::decide::outbound::Transport;
 use crate::decide::{Snapshot as _, outlier, retry};
-use crate::model::route::{RetryOn, RetryPolicy};
+use crate::model::route::RetryPolicy;
 use crate::model::traffic::LoadBalance;
 use crate::model::{Reason, Workload};
 use crate::proxy::upstream;
 use crate::world::World;
 
-/// What Istio does where nobody says otherwise: only what cannot have been done already is done again.
-static DEFAULT_RETRY: LazyLock<RetryPolicy> = LazyLock::new(|| RetryPolicy {
-    attempts: 2,
-    per_try_timeout: None,
-    on: RetryOn {
-        connect_failure: true,
-        refused_stream: true,
-        // cancelled and unavailable
-        grpc: vec![1, 14],
-        ..RetryOn::default()
-    },
-    backoff: Duration::from_millis(25),
-    exclude_previous_hosts: true,
-});
+static DEFAULT_RETRY: LazyLock<RetryPolicy> = LazyLock::new(retry::standard);
 
 /// Where a request goes and how long that may take.
 pub struct Way<'a> {

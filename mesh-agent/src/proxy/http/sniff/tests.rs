@@ -4,7 +4,7 @@ use super::*;
 #[test]
 fn first_bytes_say_what_follows() {
     let long = format!("GET /{}", "a".repeat(2000));
-    let cases: [(&[u8], Option<Sniffed>); 14] = [
+    let cases: [(&[u8], Option<Sniffed>); 17] = [
         (b"GET / HTTP/1.1\r\n", Some(Sniffed::Http1)),
         (b"GET / HTTP/1.0\r\n", Some(Sniffed::Http1)),
         (b"M-SEARCH * HTTP/1.1\r\n", Some(Sniffed::Http1)),
@@ -18,6 +18,9 @@ fn first_bytes_say_what_follows() {
         (b"\x16\x03\x01\x02\x00", Some(Sniffed::Other)),
         (b"*1\r\n$4\r\nPING\r\n", Some(Sniffed::Other)),
         (b"GET / HTT", None),
+        (b"GET", None),
+        (b"mine", Some(Sniffed::Other)),
+        (b"EHLO2", Some(Sniffed::Other)),
         (long.as_bytes(), Some(Sniffed::Http1)),
     ];
     for (bytes, wanted) in cases {
