@@ -21,6 +21,7 @@ use crate::maps::{FLOWS, LEGS, LISTEN, LOCAL, PODS, ROLES, count, raw, tell, tel
 use crate::note::note;
 
 const OP_TCP_CONNECT: u32 = 3;
+const OP_PASSIVE_ESTABLISHED: u32 = 5;
 const OP_STATE: u32 = 10;
 const OP_TCP_LISTEN: u32 = 11;
 const STATE_CLOSE: u32 = 7;
@@ -37,6 +38,7 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         OP_TCP_CONNECT => opened(ctx.ops),
         OP_TCP_LISTEN => listens(ctx.ops),
+        OP_PASSIVE_ESTABLISHED => accepted(ctx.ops),
         OP_STATE => changed(ctx.ops),
         _ => {}
     }
@@ -140,6 +142,20 @@ fn listens(ops: *mut bpf_sock_ops) {
     watch_state(ops);
     if first {
         tell_listening(EventKind::LISTEN_UP, pod, cookie, &key);
+    }
+}
+
+/// An accepted socket has its listener's flags, and nobody asks how it ends: to be called at each of its four changes
+/// of state would cost a bypassed connection a third of what this program costs it. (A program further down the
+/// hierarchy that has asked for them at this same moment loses them; those of other operations stay.)
+#[inline(always)]
+fn accepted(ops: *mut bpf_sock_ops) {
+    // SAFETY: context field read and a helper on this program's own context.
+    unsafe {
+        let flags = (*ops).bpf_sock_ops_cb_flags;
+        if flags & FLAG_STATE != 0 {
+            bpf_sock_ops_cb_flags_set(ops, (flags & !FLAG_STATE) as i32);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -25,6 +26,11 @@ const PLUGINS: &str = "/usr/lib/cni";
 const CONTAINERD_DEADLINE: Duration = Duration::from_secs(60);
 /// The control plane comes first; it says itself when it does not.
 const START_DEADLINE: Duration = Duration::from_secs(300);
+
+/// How often a program of the node that fails is started again, as systemd would: a kubelet that comes before containerd
+/// has everything loaded gives up.
+const STARTS_MAX: u32 = 10;
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// Kernel settings that are the whole machine's and that kubelet insists on: it finds them so, and the machine's own
 /// stay as they are.
@@ -46,38 +52,52 @@ pub fn node_init(name: &str, state: &Path) -> Result<()> {
     fs::write("/proc/sys/kernel/hostname", name).context("cannot set the node's name")?;
     mount_all(state, &hierarchies)?;
 
-    let mut own =
-        vec![("containerd", start(Command::new(containerd).args(["--config", &here("containerd.toml")]))?)];
+    let mut containerd = Command::new(containerd);
+    containerd.args(["--config", &here("containerd.toml")]);
+    let mut own = vec![Program::start("containerd", containerd)?];
     eventually("containerd to listen", CONTAINERD_DEADLINE, || Ok(Path::new(CONTAINERD_SOCKET).exists()))?;
     eventually("the control plane", START_DEADLINE, || Ok(Path::new(&here(START)).exists()))?;
     let address = fs::read_to_string(here("address")).context("cannot read the node's address")?;
-    own.push((
-        "kubelet",
-        start(Command::new(kubelet).args([
-            format!("--config={}", here("kubelet.json")),
-            format!("--kubeconfig={}", here("kubelet.kubeconfig")),
-            format!("--hostname-override={name}"),
-            format!("--node-ip={address}"),
-        ]))?,
-    ));
-    own.push((
-        "kube-proxy",
-        start(Command::new(proxy).args([
-            format!("--kubeconfig={}", here("kube-proxy.kubeconfig")),
-            format!("--hostname-override={name}"),
-            format!("--bind-address={address}"),
-            format!("--cluster-cidr={}", super::PODS),
-            "--proxy-mode=nftables".to_owned(),
-            // The table's size and time-outs are the machine's.
-            "--conntrack-max-per-core=0".to_owned(),
-            "--conntrack-tcp-timeout-established=0".to_owned(),
-            "--conntrack-tcp-timeout-close-wait=0".to_owned(),
-            "--oom-score-adj=0".to_owned(),
-            "--healthz-bind-address=127.0.0.1:10256".to_owned(),
-            "--metrics-bind-address=127.0.0.1:10249".to_owned(),
-        ]))?,
-    ));
-    reap(&own)
+    let mut kubelet = Command::new(kubelet);
+    kubelet.args([
+        format!("--config={}", here("kubelet.json")),
+        format!("--kubeconfig={}", here("kubelet.kubeconfig")),
+        format!("--hostname-override={name}"),
+        format!("--node-ip={address}"),
+    ]);
+    own.push(Program::start("kubelet", kubelet)?);
+    let mut proxy = Command::new(proxy);
+    proxy.args([
+        format!("--kubeconfig={}", here("kube-proxy.kubeconfig")),
+        format!("--hostname-override={name}"),
+        format!("--bind-address={address}"),
+        format!("--cluster-cidr={}", super::PODS),
+        "--proxy-mode=nftables".to_owned(),
+        // The table's size and time-outs are the machine's.
+        "--conntrack-max-per-core=0".to_owned(),
+        "--conntrack-tcp-timeout-established=0".to_owned(),
+        "--conntrack-tcp-timeout-close-wait=0".to_owned(),
+        "--oom-score-adj=0".to_owned(),
+        "--healthz-bind-address=127.0.0.1:10256".to_owned(),
+        "--metrics-bind-address=127.0.0.1:10249".to_owned(),
+    ]);
+    own.push(Program::start("kube-proxy", proxy)?);
+    reap(own)
+}
+
+/// One of the node's own.
+struct Program {
+    name: &'static str,
+    command: Command,
+    child: Child,
+    starts: u32,
+}
+
+impl Program {
+    fn start(name: &'static str, mut command: Command) -> Result<Self> {
+        let child = start(&mut command)?;
+        Ok(Self { name, command, child, starts: 1 })
+    }
 }
 
 fn here(file: &str) -> String {
@@ -98,7 +118,7 @@ fn start(command: &mut Command) -> Result<Child> {
 }
 
 /// Shims and what they leave become children of process 1.
-fn reap(own: &[(&str, Child)]) -> Result<()> {
+fn reap(mut own: Vec<Program>) -> Result<()> {
     loop {
         let ended = match wait() {
             Ok(status) => status,
@@ -106,11 +126,18 @@ fn reap(own: &[(&str, Child)]) -> Result<()> {
             Err(error) => return Err(error).context("a node without processes"),
         };
         let Some(pid) = ended.pid() else { continue };
-        if let Some((name, _)) = own.iter().find(|(_, child)| child.id().cast_signed() == pid.as_raw())
-            && matches!(ended, WaitStatus::Exited(..) | WaitStatus::Signaled(..))
-        {
-            bail!("{name} ended with {ended:?}, and the node with it");
+        if !matches!(ended, WaitStatus::Exited(..) | WaitStatus::Signaled(..)) {
+            continue;
         }
+        let is_it = |program: &&mut Program| program.child.id().cast_signed() == pid.as_raw();
+        let Some(program) = own.iter_mut().find(is_it) else { continue };
+        eprintln!("{} ended with {ended:?} (start {})", program.name, program.starts);
+        if program.starts == STARTS_MAX {
+            bail!("{} ended with {ended:?}, and the node with it", program.name);
+        }
+        thread::sleep(RESTART_PAUSE);
+        program.child = start(&mut program.command)?;
+        program.starts += 1;
     }
 }
 

@@ -30,8 +30,9 @@ impl Mesh {
     pub(crate) fn step(&self, name: &str, step: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let start = std::time::Instant::now();
         let done = step(self).with_context(|| format!("step: {name}"));
-        if done.is_err() {
-            eprintln!("{}", self.last_words());
+        if let Err(error) = &done {
+            // First, and in one line: whoever reads a log that was cut short must not miss it.
+            eprintln!("FAILED {error:#}\n{}", self.last_words());
         }
         println!("{:5.1} s  {name}", start.elapsed().as_secs_f64());
         done
@@ -41,8 +42,13 @@ impl Mesh {
     fn last_words(&self) -> String {
         let mut text = String::new();
         for what in ["nodemesh-agent", "nodemesh-controller"] {
-            let said = self.kubectl(&format!("logs -n {SYSTEM} -l app={what} --prefix --tail=40"));
-            text.push_str(&format!("---- {what}\n{}\n", said.unwrap_or_else(|error| format!("{error:#}"))));
+            let said = self.kubectl(&format!("logs -n {SYSTEM} -l app={what} --prefix --tail=400"));
+            let said = said.unwrap_or_else(|error| format!("{error:#}"));
+            // Lines of the access log by the hundred, under traffic, would bury the others.
+            let (access, others): (Vec<&str>, Vec<&str>) =
+                said.lines().partition(|line| line.contains(" access: "));
+            let last = |lines: &[&str], count: usize| lines[lines.len().saturating_sub(count)..].join("\n");
+            text.push_str(&format!("---- {what}\n{}\n{}\n", last(&others, 60), last(&access, 6)));
         }
         text
     }
@@ -100,9 +106,13 @@ impl Mesh {
 
     /// Waits for the pod's end and gives what it said; an error when that was not a success.
     pub(crate) fn ended(&self, namespace: &str, pod: &str) -> Result<String> {
+        self.ended_within(START_DEADLINE, namespace, pod)
+    }
+
+    pub(crate) fn ended_within(&self, deadline: Duration, namespace: &str, pod: &str) -> Result<String> {
         let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}");
         let mut phase = String::new();
-        self.cluster.wait(&format!("{pod} to end"), START_DEADLINE, || {
+        self.cluster.wait(&format!("{pod} to end"), deadline, || {
             let object = self.cluster.object(&path)?.context("no such pod")?;
             object["status"]["phase"].as_str().unwrap_or_default().clone_into(&mut phase);
             Ok(phase == "Succeeded" || phase == "Failed")

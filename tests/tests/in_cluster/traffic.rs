@@ -21,6 +21,10 @@ const RATE_MIN: f64 = 50.0;
 /// Longest time of an agent from its end to the next one that is ready.
 const AGENT_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Kubernetes' own parts look for a lost API server again with pauses of up to a minute: until then the scheduler knows of
+/// no new pod. The same for a node's kubelet after a boot, with everything that its pods need.
+const CAUGHT_UP: Duration = Duration::from_secs(240);
+
 /// A pod on node-a that makes new connections to a pod of its own node and to one of the other, both STRICT.
 pub(crate) struct Traffic<'a> {
     mesh: &'a Mesh,
@@ -212,7 +216,7 @@ impl<'a> Traffic<'a> {
         node.kill()?;
         node.boot()?;
         mesh.cluster.wait_nodes()?;
-        mesh.cluster.wait("the node's pods to start again", AGENT_DEADLINE, || Ok(restarts()? > before))?;
+        mesh.cluster.wait("the node's pods to start again", CAUGHT_UP, || Ok(restarts()? > before))?;
         mesh.cluster.wait_ready(NS, "", 3)?;
         mesh.agents_ready()?;
         mesh.wait_captured(NS, &["far", "near", "served"])?;
@@ -235,7 +239,7 @@ impl<'a> Traffic<'a> {
             self.mesh
                 .cluster
                 .apply(&[account, PodOf { more: "restartPolicy: Never,", ..pod }.yaml()].concat())?;
-            self.mesh.ended(NS, name).map(drop)
+            self.mesh.ended_within(CAUGHT_UP, NS, name).map(drop)
         })
     }
 }
