@@ -65,9 +65,8 @@ pub(super) fn patch(mesh: &MeshSettings, services: &Services, object: &Value, no
 /// Why the route cannot be in force as it is written; none = it can.
 fn understood(mesh: &MeshSettings, object: &Value) -> Option<Condition> {
     let findings = findings(mesh, object);
-    let unread = matches!(object["kind"].as_str(), Some("TCPRoute" | "TLSRoute"));
     let errors: Vec<String> =
-        findings.iter().filter(|finding| unread || finding.severity == Severity::Error).map(text).collect();
+        findings.iter().filter(|finding| finding.severity == Severity::Error).map(text).collect();
     let message = super::status::cut(&errors.join("\n"), MESSAGE_MAX_BYTES);
     (!errors.is_empty()).then_some(("False", "UnsupportedValue", message))
 }
@@ -225,9 +224,19 @@ mod tests {
             ),
             ["False UnsupportedValue", "True ResolvedRefs"]
         );
-        let mut tcp = route();
-        tcp["kind"] = json!("TCPRoute");
-        assert_eq!(judged(&tcp, &all)[0], "False UnsupportedValue");
+        for (kind, spec, expected) in [
+            ("TCPRoute", json!({}), "True Accepted"),
+            ("TLSRoute", json!({"hostnames": ["a.example"]}), "True Accepted"),
+            ("TLSRoute", json!({"hostnames": ["a b"]}), "False UnsupportedValue"),
+            ("TCPRoute", json!({"hostnames": ["a"]}), "False UnsupportedValue"),
+        ] {
+            let mut other = route();
+            other["kind"] = json!(kind);
+            for (name, value) in spec.as_object().unwrap() {
+                other["spec"][name] = value.clone();
+            }
+            assert_eq!(judged(&other, &all)[0], expected, "{kind} {spec}");
+        }
     }
 
     #[test]
