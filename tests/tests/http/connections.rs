@@ -268,6 +268,17 @@ spec:
     assert_eq!(told["connection"]["rule"]["rule"], "tls[0]", "{told}");
     assert_eq!(told["destination"]["workload"], "default/tls-b", "{told}");
 
+    // A ClientHello without end is not waited for.
+    let mut flood = shop.connect(web.at(0))?;
+    let mut record = vec![0; 5 + 1024];
+    record[..9].copy_from_slice(&[22, 3, 1, 4, 0, 1, 1, 0, 0]);
+    let mut next = vec![0; 5 + 1024];
+    next[..5].copy_from_slice(&[22, 3, 1, 4, 0]);
+    let sent = flood.write_all(&[record, next.repeat(20)].concat());
+    let ended = sent.and_then(|()| flood.read_exact(&mut [0])).err().context("it was served")?;
+    assert!(matches!(ended.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{ended}");
+    assert!(agent.metric("nodemesh_limit_hits_total", &[("limit", "client_hello")])? >= 1.0);
+
     // A TLSRoute takes the port over, and has nothing for other names.
     shop.apply(
         "tlsroute",

@@ -64,7 +64,8 @@ pub(super) fn lead(
     target: std::net::SocketAddr,
     query: &ExplainQuery,
 ) -> Option<Led> {
-    let service = world.service_at(target.ip())?;
+    // Only what is captured meets rules.
+    let service = world.service_at(target.ip()).filter(|_| source.enrolled)?;
     let port = service.port(target.port())?;
     let rules = world.conn_rules(source, service, target.port())?;
     // A request is HTTP, which a port that says nothing is read as.

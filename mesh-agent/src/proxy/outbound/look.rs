@@ -57,15 +57,12 @@ enum Wanted {
 /// The order of Istio: a port that says TLS goes by its TLS rules, one that says HTTP, or whose client speaks it, by
 /// its HTTP rules, and the rest by TCP rules. An error: the client is gone.
 pub(super) async fn look(worker: &Worker, accepted: &Accepted) -> io::Result<Look> {
-    let (rules, protocol) = {
+    let (rules, protocol, wanted) = {
         let world = worker.shared.store.load();
-        rules(&world, accepted)
+        let (rules, protocol) = rules(&world, accepted);
+        (rules, protocol, wanted(&world, &worker.shared.node, accepted))
     };
     let Some(rules) = rules else {
-        let wanted = {
-            let world = worker.shared.store.load();
-            wanted(&world, &worker.shared.node, accepted)
-        };
         return Ok(match sniffed(accepted, wanted).await? {
             Sniffed::Other => Look::Bytes(None),
             spoken => Look::Http(spoken, None),
