@@ -388,10 +388,13 @@ spec: {host: db, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 300ms}}}
 ",
     )?;
     refused(&shop.client, &db)?;
-    let log = shop.agent("node-a")?.log();
-    let lines = log.lines().filter(|line| line.contains("reason=\"connect_timeout\""));
-    let paths: Vec<bool> = lines.map(|line| line.contains("path=\"local\"")).collect();
-    assert!(paths.contains(&true) && paths.contains(&false), "both endpoints are tried: {log}");
+    let agent = shop.agent("node-a")?;
+    for path in ["path=\"local\"", "path=\"hbone\""] {
+        let parts = ["reason=\"connect_timeout\"", path];
+        eventually("the line of each endpoint", SOON, || {
+            Ok(agent.log().lines().any(|line| parts.iter().all(|part| line.contains(part))))
+        })?;
+    }
     drop(full);
     Ok(())
 }
