@@ -5,6 +5,7 @@
 mod http;
 mod nginx;
 mod tcp;
+mod tls;
 
 use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
+use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -171,6 +173,21 @@ impl App {
         let serve =
             move |stream, stats| -> Serving { Box::pin(tcp::greeter(stream, stats, Arc::clone(&greeting))) };
         Self::start(pod.netns(), port, Arc::new(serve))
+    }
+
+    /// Speaks TLS under these names with a certificate of its own, which it gives back; then greets and echoes.
+    pub fn tls(
+        pod: &Pod,
+        port: u16,
+        names: &[&str],
+        greeting: &str,
+    ) -> Result<(Self, CertificateDer<'static>)> {
+        let (acceptor, certificate) = tls::acceptor(names)?;
+        let greeting: Arc<str> = Arc::from(greeting);
+        let serve = move |stream, stats| -> Serving {
+            Box::pin(tls::serve(stream, stats, acceptor.clone(), Arc::clone(&greeting)))
+        };
+        Ok((Self::start(pod.netns(), port, Arc::new(serve))?, certificate))
     }
 
     /// Accepts and never reads.

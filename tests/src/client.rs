@@ -1,9 +1,12 @@
 //! Clients: plain sockets, with what a test may want to set on them, and one HTTP request.
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// No test waits longer than this for one read, write or connect.
@@ -66,6 +69,40 @@ pub fn echo(stream: &mut TcpStream, bytes: &[u8]) -> Result<()> {
         bail!("the echo gave other bytes back");
     }
     Ok(())
+}
+
+/// Reads one line, which the server says by itself.
+pub fn line(stream: &mut impl Read) -> Result<String> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        stream.read_exact(&mut byte).context("reading a line")?;
+        if byte == *b"\n" {
+            return Ok(String::from_utf8_lossy(&line).into_owned());
+        }
+        line.push(byte[0]);
+    }
+}
+
+/// Speaks TLS as a client that asks for this name and trusts these certificates only.
+pub fn tls(
+    stream: TcpStream,
+    name: &str,
+    trusted: &[CertificateDer<'static>],
+) -> Result<StreamOwned<ClientConnection, TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    for certificate in trusted {
+        roots.add(certificate.clone()).context("a certificate to trust")?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .context("no TLS version")?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from(name.to_owned()).context("a server's name")?;
+    let tls = ClientConnection::new(Arc::new(config), name).context("cannot start TLS")?;
+    Ok(StreamOwned::new(tls, stream))
 }
 
 /// Reads to the end of the stream.

@@ -21,6 +21,8 @@ pub struct ExplainQuery {
     pub port: Option<u16>,
     /// None: a TCP connection.
     pub request: Option<AskedRequest>,
+    /// The name in the connection's ClientHello. None: the destination's, as it is written.
+    pub sni: Option<String>,
 }
 
 /// The request that is asked about.
@@ -52,7 +54,9 @@ pub enum QueryError {
     Header(String),
     #[error("query: a request needs both method and path")]
     Half,
-    #[error("query: `{0}` is no known parameter; use src, dst, method, path and header")]
+    #[error("sni: `{0}` is no server's name; write e.g. shop.example.com")]
+    Sni(String),
+    #[error("query: `{0}` is no known parameter; use src, dst, method, path, header and sni")]
     Parameter(String),
     #[error("query: `{0}` is not percent-encoded UTF-8")]
     Encoding(String),
@@ -64,7 +68,7 @@ impl ExplainQuery {
         let (name, port) = split_port(destination)?;
         check("source", source)?;
         check("destination", name)?;
-        Ok(Self { source: source.to_owned(), destination: name.to_owned(), port, request: None })
+        Ok(Self { source: source.to_owned(), destination: name.to_owned(), port, request: None, sni: None })
     }
 
     /// The same question about a request; headers as `NAME: VALUE`.
@@ -90,10 +94,19 @@ impl ExplainQuery {
         Ok(Self { request: Some(request), ..self })
     }
 
-    /// From a URL's query, `src=..&dst=..`, and for a request `&method=..&path=..&header=..&header=..`.
+    /// The same question about a connection whose ClientHello has this name.
+    pub fn with_sni(self, name: &str) -> Result<Self, QueryError> {
+        let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+        if name.is_empty() || name.len() > NAME_MAX_BYTES || !name.bytes().all(good) {
+            return Err(QueryError::Sni(name.to_owned()));
+        }
+        Ok(Self { sni: Some(name.trim_end_matches('.').to_ascii_lowercase()), ..self })
+    }
+
+    /// From a URL's query, `src=..&dst=..`, with `&sni=..`, and for a request `&method=..&path=..&header=..&header=..`.
     pub fn from_url(query: &str) -> Result<Self, QueryError> {
         let (mut source, mut destination) = (String::new(), String::new());
-        let (mut method, mut path, mut headers) = (None, None, Vec::new());
+        let (mut method, mut path, mut headers, mut sni) = (None, None, Vec::new(), None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             match key {
@@ -102,10 +115,14 @@ impl ExplainQuery {
                 "method" => method = Some(decode(value)?),
                 "path" => path = Some(decode(value)?),
                 "header" => headers.push(decode(value)?),
+                "sni" => sni = Some(decode(value)?),
                 _ => return Err(QueryError::Parameter(key.to_owned())),
             }
         }
-        let asked = Self::parse(&source, &destination)?;
+        let mut asked = Self::parse(&source, &destination)?;
+        if let Some(name) = sni {
+            asked = asked.with_sni(&name)?;
+        }
         match (method, path) {
             (Some(method), Some(path)) => asked.with_request(&method, &path, &headers),
             (None, None) if headers.is_empty() => Ok(asked),
@@ -116,6 +133,9 @@ impl ExplainQuery {
     /// The URL's query.
     pub fn to_url(&self) -> String {
         let mut url = format!("src={}&dst={}", encode(&self.source), encode(&self.to_string()));
+        if let Some(name) = &self.sni {
+            url.push_str(&format!("&sni={}", encode(name)));
+        }
         if let Some(request) = &self.request {
             url.push_str(&format!("&method={}&path={}", encode(&request.method), encode(&request.path)));
             for (name, value) in &request.headers {

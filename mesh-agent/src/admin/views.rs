@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::views_http::RequestStory;
+use super::views_http::{ConnectionStory, RequestStory};
 use crate::model::{Identity, Reason};
 use crate::observe::{Direction, Path};
 
@@ -438,6 +438,9 @@ pub struct Explanation {
     /// What becomes of the request that was asked about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<RequestStory>,
+    /// Where rules for connections send it, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<ConnectionStory>,
     pub world_version: u64,
     /// Things worth knowing that did not decide.
     pub notes: Vec<String>,

@@ -1,6 +1,7 @@
 //! What the agent tells about itself through the admin API: one implementation of `AdminSource` over the real
 //! modules. Owns: the mapping from their types to the API's. Never: changes anything. Called by `admin`'s servers.
 
+mod connections;
 mod explain;
 mod routes;
 mod rows;

@@ -1,9 +1,12 @@
 //! Routes of the Gateway API as `compile` reads them. The crate's types are the schema and say what is unknown or does
 //! not fit; they define the same filter four times over, so what has passed them is read into these, which have it
-//! once. Both kinds of route fit: what one of them lacks is absent.
+//! once. All kinds of route fit: what one of them lacks is absent.
 
 use serde::Deserialize;
 
+// A superset of the standard channel's.
+pub use gateway_api::experimental::tcproutes::TcpRoute;
+pub use gateway_api::experimental::tlsroutes::TlsRoute;
 pub use gateway_api::grpcroutes::GrpcRoute;
 pub use gateway_api::httproutes::HttpRoute;
 
@@ -11,8 +14,10 @@ pub const GROUP: &str = "gateway.networking.k8s.io";
 /// Served versions, newest first.
 pub const HTTP_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
 pub const GRPC_VERSIONS: [&str; 1] = ["v1"];
+pub const TCP_VERSIONS: [&str; 2] = ["v1", "v1alpha2"];
+pub const TLS_VERSIONS: [&str; 3] = ["v1", "v1alpha3", "v1alpha2"];
 
-/// An HTTPRoute or a GRPCRoute.
+/// An HTTPRoute, GRPCRoute, TCPRoute or TLSRoute.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Route {
@@ -23,6 +28,8 @@ pub struct Route {
 #[serde(default, rename_all = "camelCase")]
 pub struct RouteSpec {
     pub parent_refs: Vec<ParentRef>,
+    /// Of a TLSRoute: names in the ClientHello.
+    pub hostnames: Vec<String>,
     pub rules: Vec<Rule>,
 }
 

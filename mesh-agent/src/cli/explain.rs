@@ -4,7 +4,9 @@ use super::human::count;
 use super::output::{Printer, Style};
 use super::table::{Cell, Paint, Table, clean, paint};
 use super::{CliError, Exit};
-use crate::admin::{Client, ExplainQuery, Explanation, Match, PartyView, RequestStory, RouteView};
+use crate::admin::{
+    Client, ConnectionStory, ExplainQuery, Explanation, Match, PartyView, RequestStory, RouteView, RuleView,
+};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ExplainArgs {
@@ -23,6 +25,9 @@ pub(super) struct ExplainArgs {
     /// A header of the request, `NAME: VALUE`; may be given several times
     #[arg(short = 'H', long = "header", value_name = "HEADER", requires = "method")]
     headers: Vec<String>,
+    /// The server's name in the ClientHello of a TLS connection; without it the destination's, as it is written
+    #[arg(long, value_name = "NAME", conflicts_with = "method")]
+    sni: Option<String>,
 }
 
 impl ExplainArgs {
@@ -33,6 +38,9 @@ impl ExplainArgs {
 
 pub(super) async fn run(client: &Client, printer: Printer, args: &ExplainArgs) -> Result<Exit, CliError> {
     let mut query = ExplainQuery::parse(&args.source, &args.destination)?;
+    if let Some(name) = &args.sni {
+        query = query.with_sni(name)?;
+    }
     if let (Some(method), Some(path)) = (&args.method, &args.path) {
         query = query.with_request(method, path, &args.headers)?;
     }
@@ -52,6 +60,9 @@ pub(super) fn draw(story: &Explanation, style: Style) -> String {
         out.push_str("\nEndpoints\n");
         out.push_str(&endpoints(&story.route).draw(style));
     }
+    if let Some(connection) = &story.connection {
+        out.push_str(&connection_lines(connection));
+    }
     if let Some(request) = &story.http {
         out.push_str(&request_lines(request));
     }
@@ -65,16 +76,30 @@ pub(super) fn draw(story: &Explanation, style: Style) -> String {
     out
 }
 
+fn connection_lines(connection: &ConnectionStory) -> String {
+    let title = match &connection.sni {
+        Some(name) => format!("TLS connection to {}", clean(name)),
+        None => "Connection".to_owned(),
+    };
+    ruled(&title, connection.rule.as_ref(), &connection.outcome)
+}
+
 fn request_lines(request: &RequestStory) -> String {
-    let mut out = format!("\nRequest {} {}\n", clean(&request.method), clean(&request.path));
-    match &request.rule {
+    let title = format!("Request {} {}", clean(&request.method), clean(&request.path));
+    ruled(&title, request.rule.as_ref(), &request.outcome)
+}
+
+/// Under a title, the rule that decides, or what happens without one.
+fn ruled(title: &str, rule: Option<&RuleView>, outcome: &str) -> String {
+    let mut out = format!("\n{title}\n");
+    match rule {
         Some(rule) => {
             out.push_str(&format!("  {}\n", super::routes::title(rule)));
             for line in super::routes::lines(rule) {
                 out.push_str(&format!("    {line}\n"));
             }
         }
-        None => out.push_str(&format!("  {}\n", clean(&request.outcome))),
+        None => out.push_str(&format!("  {}\n", clean(outcome))),
     }
     out
 }

@@ -1,4 +1,5 @@
-//! `mesh-agent routes SRC HOST[:PORT]`: what a workload's requests to a host meet, in the order in which it is tried.
+//! `mesh-agent routes SRC HOST[:PORT]`: what a workload's connections and requests to a host meet, in the order in which
+//! it is tried.
 
 use super::output::{Printer, Style};
 use super::table::{Cell, Paint, Table, clean};
@@ -38,20 +39,30 @@ pub(super) fn draw(routes: &RoutesView, style: Style) -> String {
         fact("Bounds", Cell::new(setting));
     }
     let mut out = facts.draw(style);
-    out.push_str("\nRules, in the order they are tried\n");
-    if routes.rules.is_empty() {
-        out.push_str("  none: every request goes to an endpoint of the Service\n");
+    if !routes.connections.is_empty() {
+        out.push_str("\nRules for connections\n");
+        list(&mut out, &routes.connections);
     }
-    for (index, rule) in routes.rules.iter().enumerate() {
-        out.push_str(&format!("{:>3}  {}\n", index + 1, title(rule)));
-        for line in lines(rule) {
-            out.push_str(&format!("       {line}\n"));
+    if routes.connections.is_empty() || !routes.rules.is_empty() {
+        out.push_str("\nRules, in the order they are tried\n");
+        if routes.rules.is_empty() {
+            out.push_str("  none: every request goes to an endpoint of the Service\n");
         }
+        list(&mut out, &routes.rules);
     }
     for note in &routes.notes {
         out.push_str(&format!("note: {}\n", clean(note)));
     }
     out
+}
+
+fn list(out: &mut String, rules: &[RuleView]) {
+    for (index, rule) in rules.iter().enumerate() {
+        out.push_str(&format!("{:>3}  {}\n", index + 1, title(rule)));
+        for line in lines(rule) {
+            out.push_str(&format!("       {line}\n"));
+        }
+    }
 }
 
 pub(super) fn title(rule: &RuleView) -> String {
@@ -62,7 +73,7 @@ pub(super) fn title(rule: &RuleView) -> String {
 pub(super) fn lines(rule: &RuleView) -> Vec<String> {
     let mut lines = Vec::new();
     if rule.matches.is_empty() {
-        lines.push("every request".to_owned());
+        lines.push("everything".to_owned());
     }
     for (index, one) in rule.matches.iter().enumerate() {
         lines.push(format!("{}{}", if index == 0 { "if " } else { "or " }, clean(one)));

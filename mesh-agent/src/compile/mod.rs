@@ -71,6 +71,8 @@ pub enum Kind {
     DestinationRule,
     HttpRoute,
     GrpcRoute,
+    TcpRoute,
+    TlsRoute,
     ServiceEntry,
     WorkloadEntry,
     /// The mesh-wide settings: ConfigMap `nodemesh`, or an IstioOperator's `meshConfig`.
@@ -91,6 +93,8 @@ impl Kind {
             Self::DestinationRule => "DestinationRule",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::TlsRoute => "TLSRoute",
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadEntry => "WorkloadEntry",
             Self::MeshConfig => "MeshConfig",
@@ -105,6 +109,8 @@ impl Kind {
                 | Self::DestinationRule
                 | Self::HttpRoute
                 | Self::GrpcRoute
+                | Self::TcpRoute
+                | Self::TlsRoute
                 | Self::ServiceEntry
         )
     }
@@ -297,6 +303,8 @@ fn one(context: &Context<'_>, value: &Value, out: &mut Compiled) {
         (_, "WorkloadEntry") => traffic::workload_entry(&head, value, out),
         (gateway::GROUP, "HTTPRoute") => traffic::gateway::http(&head, value, out),
         (gateway::GROUP, "GRPCRoute") => traffic::gateway::grpc(&head, value, out),
+        (gateway::GROUP, "TCPRoute") => traffic::gateway::tcp(&head, value, out),
+        (gateway::GROUP, "TLSRoute") => traffic::gateway::tls(&head, value, out),
         (security::GROUP, kind) if kind != "RequestAuthentication" => authz::unknown_kind(&head, value, out),
         _ => out.diagnostics.push(unread(&head, value)),
     }

@@ -9,7 +9,7 @@ const NOT_YET: &[(&str, &str)] = &[
     ("networking.istio.io/v1", "Sidecar"),
     ("security.istio.io/v1beta1", "RequestAuthentication"),
     ("telemetry.istio.io/v1alpha1", "Telemetry"),
-    ("gateway.networking.k8s.io/v1", "TCPRoute"),
+    ("gateway.networking.k8s.io/v1alpha2", "UDPRoute"),
 ];
 
 #[test]
@@ -111,6 +111,7 @@ fn golden_files() {
         ("mistakes", include_str!("golden/mistakes.yaml")),
         ("guide", include_str!("golden/guide.yaml")),
         ("traffic", include_str!("golden/traffic.yaml")),
+        ("connections", include_str!("golden/connections.yaml")),
     ] {
         let compiled = compile(text);
         let objects: Vec<_> =

@@ -5,7 +5,7 @@
 //!
 //! A status that already says the same is left alone, so a new leader writes nothing and repeats no Event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -16,10 +16,11 @@ use kube::runtime::events::{Event as Note, EventType, Recorder, Reporter};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch_objects};
 use kube::{Api, Client, Resource as _};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::routes::{self, Services};
+use super::routes::{self, Attached, Services};
 use crate::api::istio::{networking, security};
 use crate::ca::store::FIELD_MANAGER;
 use crate::compile::{self, Context, Diagnostic, MeshSettings, Origin, Severity};
@@ -89,6 +90,9 @@ pub struct StatusWriter {
     mesh: MeshSettings,
     /// None until they have all been read.
     services: watch::Sender<Option<Services>>,
+    attached: Mutex<Attached>,
+    /// Told where a route of a more specific kind has come, changed or gone; by [`routes::specificity`].
+    conflicts: [watch::Sender<()>; 4],
 }
 
 /// A condition that is to hold.
@@ -104,7 +108,8 @@ impl StatusWriter {
     pub fn new(client: Client, instance: String, mesh: MeshSettings) -> Self {
         let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(instance) };
         let services = watch::Sender::new(None);
-        Self { recorder: Recorder::new(client.clone(), reporter), client, mesh, services }
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { recorder, client, mesh, services, attached: Mutex::default(), conflicts: Default::default() }
     }
 
     /// Follows every kind until dropped.
@@ -145,6 +150,7 @@ impl StatusWriter {
         loop {
             if let Some(resource) = self.served(kind).await {
                 self.watch(&resource, kind.form).await;
+                self.keep(&resource, &BTreeSet::new());
             }
             tokio::time::sleep(ABSENT_RETRY).await;
         }
@@ -174,12 +180,18 @@ impl StatusWriter {
         let stream = watch_objects(api, watcher::Config::default()).default_backoff();
         let mut stream = std::pin::pin!(stream);
         let mut services = self.services.subscribe();
-        // Routes are looked at again when a Service comes or goes.
+        let rank = routes::specificity(&resource.kind);
+        let mut conflicts = self.conflicts[usize::from(rank)].subscribe();
+        // Routes are looked at again when a Service comes or goes, or a route of a more specific kind.
         let mut known: BTreeMap<(Option<String>, Option<String>), DynamicObject> = BTreeMap::new();
+        // What a list has brought so far.
+        let mut listed = BTreeSet::new();
         loop {
             let event = tokio::select! {
                 event = stream.next() => event,
-                changed = services.changed(), if form == Form::Route => {
+                changed = async {
+                    tokio::select! { changed = services.changed() => changed, changed = conflicts.changed() => changed }
+                }, if form == Form::Route => {
                     if changed.is_err() {
                         return;
                     }
@@ -190,8 +202,16 @@ impl StatusWriter {
                 }
             };
             let Some(event) = event else { return };
+            if let Ok(Event::InitApply(object)) = &event
+                && form == Form::Route
+            {
+                listed.insert(route_key(resource, object));
+            }
             match event {
                 Ok(Event::Apply(object) | Event::InitApply(object)) => {
+                    if form == Form::Route {
+                        self.attach(resource, rank, &object);
+                    }
                     self.object(resource, form, &object).await;
                     if form == Form::Route {
                         let key = (object.metadata.namespace.clone(), object.metadata.name.clone());
@@ -199,9 +219,19 @@ impl StatusWriter {
                     }
                 }
                 Ok(Event::Delete(object)) => {
+                    if form == Form::Route {
+                        let key = route_key(resource, &object);
+                        let gone = self.attached.lock().remove(&key);
+                        self.tell_conflicts(rank, gone);
+                    }
                     drop(known.remove(&(object.metadata.namespace, object.metadata.name)));
                 }
-                Ok(_) => {}
+                Ok(Event::Init) => listed.clear(),
+                Ok(Event::InitDone) if form == Form::Route => {
+                    known.retain(|_, object| listed.contains(&route_key(resource, object)));
+                    self.keep(resource, &std::mem::take(&mut listed));
+                }
+                Ok(Event::InitDone) => {}
                 Err(error) => {
                     tracing::warn!(kind = resource.kind, %error, "cannot be watched; statuses wait");
                     if let watcher::Error::InitialListFailed(kube::Error::Api(status))
@@ -215,6 +245,27 @@ impl StatusWriter {
         }
     }
 
+    /// Remembers what a route is attached to.
+    fn attach(&self, resource: &ApiResource, rank: u8, object: &DynamicObject) {
+        let Ok(mut value) = serde_json::to_value(object) else { return };
+        value["apiVersion"] = json!(resource.api_version);
+        value["kind"] = json!(resource.kind);
+        let changed = self.attached.lock().put(&self.mesh, &value);
+        self.tell_conflicts(rank, changed);
+    }
+
+    /// Forgets routes of a kind that are not there any more.
+    fn keep(&self, resource: &ApiResource, there: &BTreeSet<routes::RouteKey>) {
+        let gone = self.attached.lock().keep(&resource.kind, there);
+        self.tell_conflicts(routes::specificity(&resource.kind), gone);
+    }
+
+    fn tell_conflicts(&self, rank: u8, changed: bool) {
+        for less_specific in self.conflicts.iter().take(if changed { usize::from(rank) } else { 0 }) {
+            less_specific.send_replace(());
+        }
+    }
+
     async fn object(&self, resource: &ApiResource, form: Form, object: &DynamicObject) {
         let Ok(mut value) = serde_json::to_value(object) else { return };
         // A list's items come without them.
@@ -225,7 +276,8 @@ impl StatusWriter {
             Form::Route => {
                 let services = self.services.borrow();
                 let Some(services) = services.as_ref() else { return };
-                (routes::patch(&self.mesh, services, &value, &now), Vec::new())
+                let attached = self.attached.lock();
+                (routes::patch(&self.mesh, services, &attached, &value, &now), Vec::new())
             }
             Form::Policy => {
                 let findings = findings(&self.mesh, &value);
@@ -267,6 +319,12 @@ impl StatusWriter {
             }
         }
     }
+}
+
+fn route_key(resource: &ApiResource, object: &DynamicObject) -> routes::RouteKey {
+    let metadata = &object.metadata;
+    let text = |part: &Option<String>| part.clone().unwrap_or_default();
+    (resource.kind.clone(), text(&metadata.namespace), text(&metadata.name))
 }
 
 fn named(service: &Service) -> (String, String) {

@@ -17,6 +17,8 @@ pub(crate) struct Mesh {
     pub(crate) denied: Vec<Identity>,
     /// For every client and port of a Service.
     pub(crate) rules: BTreeMap<crate::model::ServiceId, Vec<Arc<HttpRule>>>,
+    /// The same for connections.
+    pub(crate) connections: BTreeMap<crate::model::ServiceId, Arc<ConnRules>>,
     pub(crate) traffic: TrafficPolicy,
     /// Node to locality.
     pub(crate) localities: BTreeMap<String, String>,
@@ -67,6 +69,10 @@ impl Snapshot for Mesh {
 
     fn http_rules(&self, _source: &Workload, service: &Service, _port: u16) -> Arc<[Arc<HttpRule>]> {
         self.rules.get(&service.id).cloned().unwrap_or_default().into()
+    }
+
+    fn conn_rules(&self, _source: &Workload, service: &Service, _port: u16) -> Option<Arc<ConnRules>> {
+        self.connections.get(&service.id).cloned()
     }
 
     fn has_http_rules(&self, service: &Service) -> bool {

@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::model::connection::ConnRules;
 use crate::model::route::HttpRule;
 use crate::model::traffic::TrafficPolicy;
 use crate::model::{
@@ -17,6 +18,7 @@ pub mod authz;
 pub mod balance;
 pub mod bypass;
 pub mod circuit;
+pub mod connection;
 pub mod cors;
 pub mod fault;
 pub mod headers;
@@ -59,6 +61,9 @@ pub trait Snapshot {
     fn http_rules(&self, source: &Workload, service: &Service, port: u16) -> Arc<[Arc<HttpRule>]>;
     /// Whether any client meets HTTP rules at this Service: then its connections must not bypass the agent.
     fn has_http_rules(&self, service: &Service) -> bool;
+    /// The rules for connections of `source` to a Service's port that are not read as HTTP; none = they go to the
+    /// Service's own endpoints. Already narrowed to what this client may see.
+    fn conn_rules(&self, source: &Workload, service: &Service, port: u16) -> Option<Arc<ConnRules>>;
     /// The Service that a host name means to a client of this namespace: fully qualified, `name.namespace`,
     /// `name.namespace.svc`, or a name of the client's own namespace; with or without a port.
     fn service_by_host(&self, host: &str, from_namespace: &str) -> Option<&Arc<Service>>;

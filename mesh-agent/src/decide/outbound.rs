@@ -1,11 +1,14 @@
-//! Where an enrolled pod's connection goes: the plan (Service, pod, passthrough or refusal) and, per endpoint,
-//! the transport. Owns that and nothing else: balancing is `balance`, dialling is `proxy`.
+//! Where an enrolled pod's connection goes: the plan (Service, pod, passthrough or refusal), the rule that sends it
+//! elsewhere where one does, and, per endpoint, the transport. Owns that and nothing else: balancing is `balance`, dialling is `proxy`.
 //! Called by `proxy::outbound`, `bypass` and `explain`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::{MESH_PORTS, Snapshot};
+use super::connection::{self, ConnView};
+use super::{Destination, MESH_PORTS, Snapshot};
+use crate::model::connection::ConnRule;
+use crate::model::route::Backend;
 use crate::model::{Balance, Endpoint, MtlsMode, Reason, Service, Workload};
 
 /// What to do with a connection, before anything is done.
@@ -22,8 +25,10 @@ pub enum OutboundPlan {
 pub struct TcpPlan {
     /// None when the pod's own address was dialled.
     pub service: Option<Arc<Service>>,
-    /// The port that was dialled (of the Service, or of the pod).
+    /// Of the Service, or of the pod.
     pub port: u16,
+    /// The part of the Service that a rule names.
+    pub subset: Option<Arc<str>>,
     /// Ready or not; `balance` skips those that are not.
     pub endpoints: Arc<[Endpoint]>,
     pub balance: Balance,
@@ -88,6 +93,7 @@ pub fn plan<S: Snapshot + ?Sized>(world: &S, src: &Workload, dst: SocketAddr) ->
     OutboundPlan::Tcp(TcpPlan {
         service: None,
         port: dst.port(),
+        subset: None,
         endpoints: Arc::new([endpoint]),
         balance: Balance::RoundRobin,
     })
@@ -104,9 +110,71 @@ fn to_service(service: &Arc<Service>, dst: SocketAddr) -> OutboundPlan {
     OutboundPlan::Tcp(TcpPlan {
         service: Some(Arc::clone(service)),
         port: dst.port(),
+        subset: None,
         endpoints: Arc::clone(endpoints),
         balance: service.balance,
     })
+}
+
+/// Who decides where a connection goes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Routed {
+    /// Nobody's rule: the destination that was dialled, by [`plan`].
+    AsDialled,
+    /// To one of this rule's backends, by [`to_backend`].
+    By(Arc<ConnRule>),
+    /// No rule takes it, and there is nothing but rules.
+    Nowhere,
+}
+
+/// Which rule decides about a connection that is not read as HTTP. `sni` is the ClientHello's name, in lower case.
+pub fn routed<S: Snapshot + ?Sized>(world: &S, src: &Workload, dst: SocketAddr, sni: Option<&str>) -> Routed {
+    let dst = canonical(dst);
+    let Some(service) = world.service_at(dst.ip()) else { return Routed::AsDialled };
+    let Some(rules) = world.conn_rules(src, service, dst.port()) else { return Routed::AsDialled };
+    let conn = ConnView { address: dst.ip(), port: dst.port(), sni };
+    match connection::select(&rules.rules, src, &conn) {
+        Some(rule) => Routed::By(Arc::clone(rule)),
+        None if rules.exclusive => Routed::Nowhere,
+        None => Routed::AsDialled,
+    }
+}
+
+/// The plan for a connection that a rule sends to one of its backends.
+pub fn to_backend<S: Snapshot + ?Sized>(
+    world: &S,
+    src: &Workload,
+    dst: SocketAddr,
+    backend: &Backend,
+) -> Result<TcpPlan, Reason> {
+    if world.denied(&src.identity) {
+        return Err(Reason::IdentityDenied);
+    }
+    let dst = canonical(dst);
+    let Backend::Host { host, port, subset, timeout: _ } = backend else {
+        return Err(Reason::BackendInvalid);
+    };
+    let service = world.service_by_host(host, &src.namespace).ok_or(Reason::BackendInvalid)?;
+    let port = backend_port(service, *port, dst.port()).ok_or(Reason::NoSuchPort)?;
+    if service.port(port).is_none() {
+        return Err(Reason::NoSuchPort);
+    }
+    let to = Destination { service, port, subset: subset.as_deref() };
+    let endpoints = world.endpoints(src, &to, dst.ip()).map_err(|_missing| Reason::NoSubset)?;
+    if !endpoints.iter().any(|endpoint| endpoint.ready) {
+        return Err(Reason::NoEndpoint);
+    }
+    let (service, balance) = (Arc::clone(service), service.balance);
+    Ok(TcpPlan { service: Some(service), port, subset: subset.clone(), endpoints, balance })
+}
+
+/// The port of a backend: the one that the rule names, else the one that was dialled, else the only one there is.
+pub fn backend_port(service: &Service, named: Option<u16>, dialled: u16) -> Option<u16> {
+    let only = || match service.ports.as_slice() {
+        [only] => Some(only.port),
+        _ => None,
+    };
+    named.or_else(|| service.port(dialled).map(|port| port.port)).or_else(only)
 }
 
 /// The transport from an agent of `node` to a target.

@@ -66,10 +66,12 @@ pub enum Limit {
     HttpReplay,
     /// Mirrored requests under way.
     HttpMirrors,
+    /// Bytes of a ClientHello, and the time for it, where its name decides where the connection goes.
+    ClientHello,
 }
 
 impl Limit {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Pods,
         Self::NodeConnections,
         Self::WorkloadConnections,
@@ -99,6 +101,7 @@ impl Limit {
         Self::HttpIdle,
         Self::HttpReplay,
         Self::HttpMirrors,
+        Self::ClientHello,
     ];
 
     pub const fn label(self) -> &'static str {
@@ -132,6 +135,7 @@ impl Limit {
             Self::HttpIdle => "http_idle",
             Self::HttpReplay => "http_replay",
             Self::HttpMirrors => "http_mirrors",
+            Self::ClientHello => "client_hello",
         }
     }
 }

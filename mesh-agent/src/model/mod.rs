@@ -2,6 +2,7 @@
 //! Owns: their shape and their text forms. Never: I/O, clocks, locks, randomness.
 //! Called by everything below it in `ARCHITECTURE.md`'s list of modules.
 
+pub mod connection;
 pub mod endpoint;
 pub mod identity;
 pub mod limit;

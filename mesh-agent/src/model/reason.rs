@@ -55,6 +55,8 @@ pub enum Reason {
     ServerReset,
     /// No byte in either direction for the idle limit.
     IdleTimeout,
+    /// The connection has lived as long as its destination lets it (`maxConnectionDuration`).
+    MaxDuration,
     /// A named limit was hit (connections of the node, of a workload, streams).
     LimitReached,
     /// The agent ends and the drain deadline passed.
@@ -65,7 +67,7 @@ pub enum Reason {
     RequestMalformed,
     /// The client did not finish a request's head in time.
     RequestTimeout,
-    /// No rule of the host's routes takes the request, or no Service has the host.
+    /// No rule of the host's routes takes the request or the connection, or no Service has the host.
     NoRoute,
     /// A route names a subset that no DestinationRule in force has.
     NoSubset,
@@ -144,12 +146,13 @@ rows! {
     ClientReset "client_reset" 499 1 "DC" false "the client reset the connection";
     ServerReset "server_reset" 503 14 "UC" false "the server reset the connection";
     IdleTimeout "idle_timeout" 504 4 "SI" false "no traffic within the idle limit";
+    MaxDuration "max_duration" 504 4 "DT" false "the connection was as old as connectionPool.tcp.maxConnectionDuration lets it become";
     LimitReached "limit_reached" 503 8 "UO" true "a limit was reached; `mesh-agent status` shows which";
     DrainDeadline "drain_deadline" 503 14 "UC" true "the agent ended before this connection did; raise the drain deadline";
     WorkloadGone "workload_gone" 503 14 "UC" false "the pod was removed or left the mesh";
     RequestMalformed "request_malformed" 400 13 "DPE" false "the client sent no HTTP request that has one meaning";
     RequestTimeout "request_timeout" 408 14 "DPE" false "the client did not finish its request's head in time";
-    NoRoute "no_route" 404 12 "NR" false "no rule takes the request; `mesh-agent routes` lists them";
+    NoRoute "no_route" 404 12 "NR" false "no rule takes the request or connection; `mesh-agent routes` lists them";
     NoSubset "no_subset" 503 14 "NC" true "no DestinationRule in force has the subset that the route names; see `mesh-agent analyze`";
     BackendInvalid "backend_invalid" 500 14 "NC" true "the route's backend does not exist or may not be named; see the route's status";
     UpstreamTimeout "upstream_timeout" 504 4 "UT" false "the upstream did not answer within the route's timeout";

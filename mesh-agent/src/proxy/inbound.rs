@@ -194,7 +194,7 @@ async fn judged_leg(
         destination: arrival.destination,
     };
     policy::admit(&*world, workload, &facts).map_err(|reason| Failure::new(reason, "refused by policy"))?;
-    upstream::leg(worker, pod, arrival.client.ip(), arrival.destination).await
+    upstream::leg(worker, pod, arrival.client.ip(), arrival.destination, None).await
 }
 
 fn meta(world: &crate::world::World, arrival: &Arrival, workload: &Arc<Workload>) -> ConnMeta {

@@ -2,6 +2,7 @@
 //! steps in both directions, budgets. Never: decides (that is `decide`) or opens a listener (that is `capture`).
 //! Called by `agent`.
 
+pub mod client_hello;
 pub mod http;
 pub mod inbound;
 pub mod limits;

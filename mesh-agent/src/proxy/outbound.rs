@@ -8,27 +8,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::decide::balance::hash_key;
 use crate::decide::circuit::Guard;
 use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport};
-use crate::decide::outlier::Outcome;
-use crate::decide::{self, Snapshot as _, inbound};
-use crate::model::traffic::LoadBalance;
-use crate::model::{AppProtocol, Endpoint, Reason, Service, ServicePort, Workload};
+use crate::decide::{Snapshot as _, inbound};
+use crate::model::{Reason, Service, Workload};
 use crate::net::sock;
 use crate::observe::{Conn, ConnMeta, DecisionId, Direction, Limit, Party, Path};
-use crate::proxy::http::cluster::{self, Cluster};
+use crate::proxy::http::cluster;
 use crate::proxy::http::downstream::{Downstream, Side};
 use crate::proxy::http::io::{End, HttpIo};
 use crate::proxy::http::server;
-use crate::proxy::http::sniff::{self, Sniffed};
+use crate::proxy::http::sniff::Sniffed;
 use crate::proxy::limits::Permit;
 use crate::proxy::relay::{self, RelayEnd, RelayIo, TcpSide};
 use crate::proxy::upstream;
 use crate::proxy::worker::{LocalPod, Worker};
 use crate::tunnel::{self, Failure};
 use crate::world::World;
+
+mod choice;
+mod look;
+
+use choice::{Choice, Times};
+pub use look::Chosen;
+use look::{Look, look};
 
 /// Endpoints tried for one connection before it is given up; nothing has been forwarded by then, so another
 /// try cannot repeat anything.
@@ -55,7 +60,7 @@ enum Upstream {
 struct Opened {
     conn: Conn,
     upstream: Upstream,
-    idle: Duration,
+    times: Times,
     held: Held,
 }
 
@@ -71,6 +76,8 @@ struct Leg {
     known: bool,
     /// The pod that has the address, in the mesh or not.
     owner: Option<Arc<Workload>>,
+    /// How long it may take to stand; none = what the transport allows.
+    limit: Option<Duration>,
 }
 
 /// Serves one captured connection to its end.
@@ -80,81 +87,35 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, (stream, client): (Tc
         return upstream::reset(stream);
     };
     let Some(accepted) = identify(&worker, &pod, stream, client) else { return };
-    match speaks(&worker, &accepted).await {
-        Ok(Sniffed::Other) => {}
-        Ok(spoken) => return serve_http(&worker, &pod, accepted, spoken).await,
+    let chosen = match look(&worker, &accepted).await {
+        Ok(Look::Bytes(chosen)) => chosen,
+        Ok(Look::Http(spoken, chosen)) => return serve_http(&worker, &pod, accepted, (spoken, chosen)).await,
+        Ok(Look::Refused(reason)) => {
+            let service = worker.shared.store.load().service_at(accepted.original.ip()).map(Arc::clone);
+            nobody(&worker, &accepted, service.as_ref(), reason);
+            return upstream::reset(accepted.stream);
+        }
         // Gone before it said anything.
         Err(_gone) => return,
-    }
-    match establish(&worker, &pod, &accepted).await {
+    };
+    match establish(&worker, &pod, &accepted, chosen.as_ref()).await {
         Some(opened) => relay_to_end(accepted.stream, opened).await,
         None => upstream::reset(accepted.stream),
     }
 }
 
-/// Whether the connection is to be read as HTTP, and which version of it.
-async fn speaks(worker: &Worker, accepted: &Accepted) -> std::io::Result<Sniffed> {
-    let wanted = {
-        let world = worker.shared.store.load();
-        wanted(&world, &worker.shared.node, accepted)
-    };
-    match wanted {
-        Wanted::Bytes => Ok(Sniffed::Other),
-        Wanted::Either => sniff::socket(&accepted.stream, sniff::SNIFF_TIMEOUT).await,
-        Wanted::Http => match sniff::socket(&accepted.stream, server::IDLE_TIMEOUT).await? {
-            // It is answered as HTTP: that it is none.
-            Sniffed::Other => Ok(Sniffed::Http1),
-            spoken => Ok(spoken),
-        },
-    }
-}
-
-/// How a connection may be read.
-enum Wanted {
-    Bytes,
-    Http,
-    /// The client's first bytes decide.
-    Either,
-}
-
-fn wanted(world: &World, node: &str, accepted: &Accepted) -> Wanted {
-    let original = decide::outbound::canonical(accepted.original);
-    if let Some(service) = world.service_at(original.ip()) {
-        return match service.port(original.port()).map(|port| port.protocol) {
-            Some(AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc) => Wanted::Http,
-            Some(AppProtocol::Auto) => Wanted::Either,
-            // The other nodes' agents read what a policy asks about whatever the port is called; so does this one.
-            Some(AppProtocol::Tcp | AppProtocol::Tls)
-                if service.port(original.port()).is_some_and(|port| read_here(world, node, port)) =>
-            {
-                Wanted::Either
-            }
-            Some(AppProtocol::Tcp | AppProtocol::Tls) | None => Wanted::Bytes,
-        };
-    }
-    match transport(world, node, original) {
-        // Routes belong to Services; what a pod's own address wants is its policy read.
-        Transport::Local(workload) if inbound::needs_http(world, &workload, original.port()) => {
-            Wanted::Either
-        }
-        Transport::Local(_) | Transport::Hbone(_) | Transport::Plain => Wanted::Bytes,
-    }
-}
-
-/// Whether a policy asks about requests to one of the port's endpoints on this node.
-fn read_here(world: &World, node: &str, port: &ServicePort) -> bool {
-    let here = port.endpoints.iter().filter(|endpoint| *endpoint.node == *node);
-    here.filter_map(|endpoint| Some((world.workload_at(endpoint.address.ip())?, endpoint.address.port())))
-        .any(|(workload, port)| inbound::needs_http(world, workload, port))
-}
-
 /// Serves a client's requests, each with a decision of its own.
-async fn serve_http(worker: &Rc<Worker>, pod: &Arc<LocalPod>, accepted: Accepted, spoken: Sniffed) {
+async fn serve_http(
+    worker: &Rc<Worker>,
+    pod: &Arc<LocalPod>,
+    accepted: Accepted,
+    (spoken, chosen): (Sniffed, Option<Chosen>),
+) {
     let mut meta = meta(&accepted, None, None, Path::Plain);
     meta.service = worker.shared.store.load().service_at(accepted.original.ip()).map(Arc::clone);
     let conn = worker.shared.connections.open(meta);
     let Accepted { stream, client, original, source } = accepted;
-    let side = Side::Outbound { source, original };
+    let side = Side::Outbound { source, original, chosen };
     let down = Downstream::new(worker, pod, conn, client, side);
     let io = HttpIo::tcp(stream).counted(Rc::clone(&down.conn), End::Client);
     server::serve(&down, io, spoken).await;
@@ -162,18 +123,35 @@ async fn serve_http(worker: &Rc<Worker>, pod: &Arc<LocalPod>, accepted: Accepted
 
 /// Plans the connection and opens its far side. The snapshot it decides from lives no longer than this: a
 /// relayed connection may last for days and must not keep an old world alive.
-async fn establish(worker: &Rc<Worker>, pod: &LocalPod, accepted: &Accepted) -> Option<Opened> {
+async fn establish(
+    worker: &Rc<Worker>,
+    pod: &LocalPod,
+    accepted: &Accepted,
+    chosen: Option<&Chosen>,
+) -> Option<Opened> {
     let world = worker.shared.store.load();
-    match plan(&*world, &accepted.source, accepted.original) {
+    let plan = match chosen {
+        None => plan(&*world, &accepted.source, accepted.original),
+        Some(chosen) => chosen
+            .plan(&world, &accepted.source, accepted.original)
+            .map_or_else(OutboundPlan::Refuse, OutboundPlan::Tcp),
+    };
+    match plan {
         OutboundPlan::Tcp(plan) => try_endpoints(worker, pod, accepted, &plan, &world).await,
         OutboundPlan::Passthrough(endpoint) => {
-            let leg = Leg { endpoint, transport: Transport::Plain, service: None, known: false, owner: None };
+            let leg = Leg {
+                endpoint,
+                transport: Transport::Plain,
+                service: None,
+                known: false,
+                owner: None,
+                limit: None,
+            };
             let (conn, upstream) = connect(worker, pod, accepted, &leg).await.ok()?;
-            Some(Opened { conn, upstream, idle: IDLE_TIMEOUT, held: (None, None) })
+            Some(Opened { conn, upstream, times: Times::default(), held: (None, None) })
         }
         OutboundPlan::Refuse(reason) => {
-            let meta = meta(accepted, None, None, Path::Passthrough);
-            worker.shared.connections.open(meta).finish(Some(reason));
+            nobody(worker, accepted, None, reason);
             None
         }
     }
@@ -207,63 +185,6 @@ fn identify(worker: &Worker, pod: &LocalPod, stream: TcpStream, client: SocketAd
     Some(accepted)
 }
 
-/// What one connection's endpoint is chosen from: a Service's by its policy, or the one address that was dialled.
-struct Choice {
-    cluster: Option<Rc<Cluster>>,
-    endpoints: Arc<[Endpoint]>,
-    hash: Option<u64>,
-    place: Option<Guard>,
-}
-
-impl Choice {
-    fn of(worker: &Worker, accepted: &Accepted, plan: &TcpPlan, world: &World) -> Result<Self, Reason> {
-        let Some(service) = &plan.service else {
-            return Ok(Self {
-                cluster: None,
-                endpoints: Arc::clone(&plan.endpoints),
-                hash: None,
-                place: None,
-            });
-        };
-        let family = decide::outbound::canonical(accepted.original).ip();
-        let wanted = cluster::Wanted { service, port: plan.port, subset: None, family };
-        let cluster = worker.http.cluster(worker, world, &accepted.source, &wanted)?;
-        let circuit = &cluster.destination.circuit;
-        let place = circuit.try_connection(&cluster.policy.pool).map_err(|_full| Reason::LimitReached)?;
-        let hash = match &cluster.policy.balance {
-            LoadBalance::Hash { key, .. } => hash_key::of_connection(key, accepted.client.ip()),
-            _ => None,
-        };
-        let endpoints = Arc::clone(&cluster.endpoints);
-        Ok(Self { cluster: Some(cluster), endpoints, hash, place: Some(place) })
-    }
-
-    /// The next endpoint; none when all that may be used have been tried.
-    fn pick(&self, worker: &Worker, tried: &[usize]) -> Option<usize> {
-        let index = match &self.cluster {
-            Some(cluster) => cluster.pick(worker, self.hash, tried)?,
-            None => self.endpoints.iter().position(|endpoint| endpoint.ready)?,
-        };
-        (!tried.contains(&index)).then_some(index)
-    }
-
-    /// Remembers how an endpoint did. Policy's refusal says nothing of it.
-    fn remember(&self, worker: &Worker, index: usize, failed: Option<Reason>) {
-        let Some(cluster) = &self.cluster else { return };
-        let outcome = match failed {
-            None => Outcome::Connected,
-            Some(Reason::ConnectTimeout) => Outcome::TimedOut,
-            Some(reason) if upstream::worth_another_endpoint(reason) => Outcome::ConnectFailed,
-            Some(_) => return,
-        };
-        cluster.result(worker, index, outcome);
-    }
-
-    fn idle(&self) -> Duration {
-        self.cluster.as_ref().map_or(IDLE_TIMEOUT, |cluster| cluster.policy.pool.tcp_idle)
-    }
-}
-
 /// Tries endpoints in the order of the balancer until one stands.
 async fn try_endpoints(
     worker: &Rc<Worker>,
@@ -275,10 +196,11 @@ async fn try_endpoints(
     let mut choice = match Choice::of(worker, accepted, plan, world) {
         Ok(choice) => choice,
         Err(reason) => {
-            nobody(worker, accepted, plan, reason);
+            nobody(worker, accepted, plan.service.as_ref(), reason);
             return None;
         }
     };
+    let times = choice.times();
     let mut tried: Vec<usize> = Vec::new();
     while tried.len() < MAX_ENDPOINT_TRIES {
         let Some(index) = choice.pick(worker, &tried) else { break };
@@ -290,6 +212,7 @@ async fn try_endpoints(
             service: plan.service.as_ref().map(Arc::clone),
             known: true,
             owner: world.workload_at(endpoint.address.ip()).map(Arc::clone),
+            limit: times.connect,
         };
         let load = choice.cluster.as_ref().and_then(|cluster| cluster.load(index));
         let connected = connect(worker, pod, accepted, &leg).await;
@@ -297,7 +220,7 @@ async fn try_endpoints(
         match connected {
             Ok((conn, upstream)) => {
                 let held = (load, choice.place.take());
-                return Some(Opened { conn, upstream, idle: choice.idle(), held });
+                return Some(Opened { conn, upstream, times, held });
             }
             // Policy gave its answer; another endpoint of the same Service must not be asked for a better one.
             Err(reason) if !upstream::worth_another_endpoint(reason) => return None,
@@ -310,15 +233,15 @@ async fn try_endpoints(
         worker.shared.connections.metrics().limit_hit(Limit::EndpointTries);
     }
     if tried.is_empty() {
-        nobody(worker, accepted, plan, Reason::NoEndpoint);
+        nobody(worker, accepted, plan.service.as_ref(), Reason::NoEndpoint);
     }
     None
 }
 
 /// Files a connection that came to no endpoint.
-fn nobody(worker: &Worker, accepted: &Accepted, plan: &TcpPlan, reason: Reason) {
+fn nobody(worker: &Worker, accepted: &Accepted, service: Option<&Arc<Service>>, reason: Reason) {
     let mut meta = meta(accepted, None, None, Path::Passthrough);
-    meta.service = plan.service.as_ref().map(Arc::clone);
+    meta.service = service.map(Arc::clone);
     worker.shared.connections.open(meta).finish(Some(reason));
 }
 
@@ -341,7 +264,38 @@ async fn connect(
     meta.destination.workload = meta.destination.workload.or_else(|| leg.owner.as_ref().map(Arc::clone));
     let decision = meta.decision_id;
     let conn = worker.shared.connections.open(meta);
-    let opened = match &leg.transport {
+    let opening = open(worker, pod, accepted, leg, decision);
+    let opened = match leg.limit {
+        None => opening.await,
+        Some(limit) => timeout(limit, opening).await.unwrap_or_else(|_elapsed| {
+            Err(Failure::new(
+                Reason::ConnectTimeout,
+                "not connected within connectionPool.tcp.connectTimeout",
+            ))
+        }),
+    };
+    match opened {
+        Ok(upstream) => {
+            conn.established();
+            Ok((conn, upstream))
+        }
+        Err(failure) => {
+            tracing::debug!(conn = conn.id(), reason = %failure.reason, "{}", failure.message);
+            conn.finish(Some(failure.reason));
+            Err(failure.reason)
+        }
+    }
+}
+
+/// Opens the way to an endpoint.
+async fn open(
+    worker: &Rc<Worker>,
+    pod: &LocalPod,
+    accepted: &Accepted,
+    leg: &Leg,
+    decision: DecisionId,
+) -> Result<Upstream, Failure> {
+    match &leg.transport {
         Transport::Local(workload) => local(worker, accepted, leg, workload).await.map(Upstream::Tcp),
         // The destination's agent refuses too; a stolen key answers from elsewhere.
         Transport::Hbone(workload) if worker.shared.store.load().denied(&workload.identity) => {
@@ -354,18 +308,7 @@ async fn connect(
                 .await
                 .map(|stream| Upstream::Tunnel(Box::new(stream)))
         }
-        Transport::Plain => upstream::plain(worker, pod, leg.endpoint).await.map(Upstream::Tcp),
-    };
-    match opened {
-        Ok(upstream) => {
-            conn.established();
-            Ok((conn, upstream))
-        }
-        Err(failure) => {
-            tracing::debug!(conn = conn.id(), reason = %failure.reason, "{}", failure.message);
-            conn.finish(Some(failure.reason));
-            Err(failure.reason)
-        }
+        Transport::Plain => upstream::plain(worker, pod, leg.endpoint, leg.limit).await.map(Upstream::Tcp),
     }
 }
 
@@ -385,7 +328,7 @@ async fn local(
         destination: leg.endpoint,
     };
     inbound::admit(&*world, workload, &facts).map_err(|reason| Failure::new(reason, "refused by policy"))?;
-    upstream::local(worker, &accepted.origin(), workload, leg.endpoint).await
+    upstream::local(worker, &accepted.origin(), workload, leg.endpoint, leg.limit).await
 }
 
 impl Accepted {
@@ -421,13 +364,25 @@ fn meta(
     }
 }
 
-/// Relays until either side ends, the connection idles out or the table cuts it.
+/// Relays until either side ends, the connection idles out or is too old, or the table cuts it.
 async fn relay_to_end(client: TcpStream, opened: Opened) {
-    let Opened { conn, upstream, idle, held } = opened;
-    let io = RelayIo { sent: conn.sent(), received: conn.received(), idle };
-    let end = match upstream {
-        Upstream::Tcp(server) => cut_or(&conn, relay::tcp(client, server, &io)).await,
-        Upstream::Tunnel(stream) => cut_or(&conn, relay::tunnel(client, *stream, TcpSide::Client, &io)).await,
+    let Opened { conn, upstream, times, held } = opened;
+    let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: times.idle };
+    let relayed = async {
+        match upstream {
+            Upstream::Tcp(server) => cut_or(&conn, relay::tcp(client, server, &io)).await,
+            Upstream::Tunnel(stream) => {
+                cut_or(&conn, relay::tunnel(client, *stream, TcpSide::Client, &io)).await
+            }
+        }
+    };
+    let end = match times.longest.map(|longest| Instant::now() + longest) {
+        None => relayed.await,
+        Some(until) => tokio::select! {
+            biased;
+            () = sleep_until(until) => Some(Reason::MaxDuration),
+            end = relayed => end,
+        },
     };
     conn.finish(end);
     drop(held);

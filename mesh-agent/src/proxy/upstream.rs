@@ -18,7 +18,7 @@ use crate::observe::DecisionId;
 use crate::proxy::worker::{LocalPod, Worker};
 use crate::tunnel::{self, ConnectHeaders, Failure};
 
-/// How long an upstream may take to accept (Istio: connectTimeout 10 s).
+/// How long an upstream may take to accept where nobody says (Istio: connectTimeout 10 s).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection waits for its workload's first certificate.
 const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -90,12 +90,14 @@ pub fn worth_another_endpoint(reason: Reason) -> bool {
     )
 }
 
-/// Connects to an application inside its pod's namespace with the client's own address as source.
+/// Connects to an application inside its pod's namespace with the client's own address as source, within the limit
+/// (none: [`CONNECT_TIMEOUT`]).
 pub async fn leg(
     worker: &Worker,
     pod: &LocalPod,
     source: IpAddr,
     to: SocketAddr,
+    limit: Option<Duration>,
 ) -> Result<TcpStream, Failure> {
     let open = || -> io::Result<socket2::Socket> {
         let socket = sock::leg_socket(&pod.netns, source, to, worker.random())?;
@@ -105,7 +107,7 @@ pub async fn leg(
     let mut tries = 1;
     let connected = loop {
         let connected = match open() {
-            Ok(socket) => connect(socket, to).await,
+            Ok(socket) => connect(socket, to, limit).await,
             Err(error) => Err(error),
         };
         match connected {
@@ -128,6 +130,7 @@ pub async fn local(
     origin: &Origin<'_>,
     workload: &Workload,
     endpoint: SocketAddr,
+    limit: Option<Duration>,
 ) -> Result<TcpStream, Failure> {
     let pods = worker.shared.pods.load();
     let Some(target) = pods.get(&workload.id) else {
@@ -136,7 +139,7 @@ pub async fn local(
             "the pod is not attached to this node's agent yet",
         ));
     };
-    leg(worker, target, origin.address_for(endpoint)?, endpoint).await
+    leg(worker, target, origin.address_for(endpoint)?, endpoint, limit).await
 }
 
 /// Another node: a stream of the tunnel that this worker shares between all connections of one pair of identities.
@@ -165,7 +168,7 @@ pub async fn hbone(
     };
     let dial_it = || {
         let (netns, capture) = (Arc::clone(&pod.netns), worker.shared.capture.clone());
-        async move { dial(&netns, &capture, Some(source), address).await }
+        async move { dial(&netns, &capture, Some(source), address, None).await }
     };
     // The pool bounds the way up to the CONNECT; the answer waits for the far agent's own connect.
     match tokio::time::timeout(ANSWER_TIMEOUT, worker.pool.open(request, dial_it)).await {
@@ -175,8 +178,14 @@ pub async fn hbone(
 }
 
 /// Connects to an address outside the mesh from inside the pod's namespace.
-pub async fn plain(worker: &Worker, pod: &LocalPod, to: SocketAddr) -> Result<TcpStream, Failure> {
-    dial(&pod.netns, &worker.shared.capture, None, to).await.map_err(|error| connect_failure(&error, to))
+pub async fn plain(
+    worker: &Worker,
+    pod: &LocalPod,
+    to: SocketAddr,
+    limit: Option<Duration>,
+) -> Result<TcpStream, Failure> {
+    let dialled = dial(&pod.netns, &worker.shared.capture, None, to, limit).await;
+    dialled.map_err(|error| connect_failure(&error, to))
 }
 
 /// Opens a connection of the agent's own from a pod's namespace.
@@ -185,15 +194,16 @@ pub async fn dial(
     capture: &CaptureHandle,
     source: Option<IpAddr>,
     to: SocketAddr,
+    limit: Option<Duration>,
 ) -> io::Result<TcpStream> {
     let socket = sock::pod_socket(netns, source, to)?;
     capture.mark_own(&socket)?;
-    connect(socket, to).await
+    connect(socket, to, limit).await
 }
 
-async fn connect(socket: socket2::Socket, to: SocketAddr) -> io::Result<TcpStream> {
+async fn connect(socket: socket2::Socket, to: SocketAddr, limit: Option<Duration>) -> io::Result<TcpStream> {
     let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
-    match tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(to)).await {
+    match tokio::time::timeout(limit.unwrap_or(CONNECT_TIMEOUT), socket.connect(to)).await {
         Ok(connected) => connected,
         Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
     }

@@ -86,7 +86,9 @@ impl World {
             Kind::DestinationRule => self.put_destination_rule(&name(key), None),
             Kind::ServiceEntry => self.put_service_entry(&name(key), None),
             Kind::WorkloadEntry => self.put_workload_entry(&name(key), None),
-            Kind::HttpRoute | Kind::GrpcRoute => self.put_route(key.kind, &name(key), None),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                self.put_route(key.kind, &name(key), None)
+            }
             Kind::MeshConfig => {
                 self.config = Arc::default();
                 self.deny(Arc::default());

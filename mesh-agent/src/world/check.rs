@@ -4,6 +4,7 @@ use super::World;
 use crate::compile::{Diagnostic, Kind, ObjectKey, Severity};
 use crate::model::PolicyRef;
 
+mod connections;
 mod traffic;
 
 use traffic::Words;

@@ -10,11 +10,12 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::api::istio::mesh::{MeshConfig, Normalization};
 use crate::compile::{
-    DestinationRuleFacts, Diagnostic, MeshSettings, NodeFacts, RouteFacts, ServiceEntryFacts, ServiceFacts,
-    SliceFacts, VirtualServiceFacts, WorkloadEntryFacts,
+    DestinationRuleFacts, Diagnostic, Kind, MeshSettings, NodeFacts, RouteFacts, ServiceEntryFacts,
+    ServiceFacts, SliceFacts, VirtualServiceFacts, WorkloadEntryFacts,
 };
 use crate::decide::path::PathNormalization;
 use crate::decide::{Destination, NoSubset, Snapshot, authz, peer_auth};
+use crate::model::connection::ConnRules;
 use crate::model::route::HttpRule;
 use crate::model::traffic::{LoadBalance, TrafficPolicy};
 use crate::model::{
@@ -23,6 +24,7 @@ use crate::model::{
 
 mod apply;
 mod check;
+mod connections;
 mod entries;
 mod few;
 mod hosts;
@@ -72,8 +74,8 @@ pub struct World {
     authz: Named<Arc<AuthzPolicy>>,
     virtual_services: Named<Arc<VirtualServiceFacts>>,
     destination_rules: Named<Arc<DestinationRuleFacts>>,
-    http_routes: Named<Arc<RouteFacts>>,
-    grpc_routes: Named<Arc<RouteFacts>>,
+    /// Routes of the Gateway API.
+    routes: OrdMap<Kind, Named<Arc<RouteFacts>>>,
     service_entries: Named<Arc<ServiceEntryFacts>>,
     workload_entries: Named<Arc<WorkloadEntryFacts>>,
     /// The ServiceEntry behind each Service that is made of one.
@@ -135,8 +137,7 @@ impl World {
             authz: OrdMap::new(),
             virtual_services: OrdMap::new(),
             destination_rules: OrdMap::new(),
-            http_routes: OrdMap::new(),
-            grpc_routes: OrdMap::new(),
+            routes: OrdMap::new(),
             service_entries: OrdMap::new(),
             workload_entries: OrdMap::new(),
             entries: OrdMap::new(),
@@ -308,6 +309,10 @@ impl Snapshot for World {
 
     fn has_http_rules(&self, service: &Service) -> bool {
         self.has_rules(service)
+    }
+
+    fn conn_rules(&self, source: &Workload, service: &Service, port: u16) -> Option<Arc<ConnRules>> {
+        self.connections_of(source, service, port)
     }
 
     fn service_by_host(&self, host: &str, from_namespace: &str) -> Option<&Arc<Service>> {

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::World;
+use super::connections::of_routes;
 use super::few::Few;
-use super::traffic::{Name, Rules, change, name_of};
+use super::traffic::{Met, Name, Rules, change, name_of};
 use crate::compile::{Kind, RouteFacts};
 use crate::model::route::{Backend, HttpRule, RuleAction};
 use crate::model::{Service, ServiceId, ServicePort};
@@ -15,8 +16,7 @@ use crate::model::{Service, ServiceId, ServicePort};
 impl World {
     /// Replaces a route, or takes it away; says whether that changed anything.
     pub(super) fn put_route(&mut self, kind: Kind, name: &Name, facts: Option<RouteFacts>) -> bool {
-        let grpc = kind == Kind::GrpcRoute;
-        let old = self.route_map(grpc).get(&name.0).and_then(|all| all.get(&name.1)).cloned();
+        let old = self.route(kind, name).cloned();
         if old.as_deref() == facts.as_ref() {
             return false;
         }
@@ -24,23 +24,22 @@ impl World {
         for (facts, there) in old.iter().map(|old| (old, false)).chain(new.iter().map(|new| (new, true))) {
             self.file_route(facts, there);
         }
-        let map = if grpc { &mut self.grpc_routes } else { &mut self.http_routes };
-        super::apply::replace(map, name, new.clone());
+        super::apply::replace(self.routes.entry(kind).or_default(), name, new.clone());
         let touched: BTreeSet<ServiceId> = old.iter().chain(&new).flat_map(|facts| parents(facts)).collect();
         touched.iter().for_each(|id| self.derive_traffic(id));
         true
     }
 
-    fn route_map(&self, grpc: bool) -> &super::Named<Arc<RouteFacts>> {
-        if grpc { &self.grpc_routes } else { &self.http_routes }
+    fn route(&self, kind: Kind, (namespace, name): &Name) -> Option<&Arc<RouteFacts>> {
+        self.routes.get(&kind)?.get(namespace)?.get(name)
     }
 
     fn file_route(&mut self, facts: &RouteFacts, there: bool) {
         let name = name_of(&facts.object);
         for parent in parents(facts) {
-            change(&mut self.traffic_index.parents, &parent, &(facts.grpc, name.clone()), there);
+            change(&mut self.traffic_index.parents, &parent, &(facts.kind, name.clone()), there);
             for host in hosts(facts) {
-                let sender = (parent.clone(), facts.grpc, name.clone());
+                let sender = (parent.clone(), facts.kind, name.clone());
                 change(&mut self.traffic_index.senders, &host, &sender, there);
             }
         }
@@ -56,16 +55,16 @@ impl World {
     /// Every route of the Gateway API that is attached to a Service.
     pub(super) fn routes_at(&self, id: &ServiceId) -> impl Iterator<Item = &Arc<RouteFacts>> {
         let names = self.traffic_index.parents.get(id).into_iter().flat_map(Few::iter);
-        names.filter_map(|(grpc, (namespace, name))| self.route_map(*grpc).get(namespace)?.get(name))
+        names.filter_map(|(kind, name)| self.route(*kind, name))
     }
 
-    /// The rules of a Service's port from routes: the producer's, for every client, and the consumers', each for the
+    /// What a Service's port gets from routes: the producer's, for every client, and the consumers', each for the
     /// clients of its own namespace, which then meet no others.
     pub(super) fn attached(
         &self,
         service: &Service,
         port: &ServicePort,
-    ) -> (Option<Rules>, BTreeMap<Arc<str>, Rules>) {
+    ) -> (Option<Met>, BTreeMap<Arc<str>, Met>) {
         let mut groups: BTreeMap<Arc<str>, Vec<&Arc<RouteFacts>>> = BTreeMap::new();
         for facts in self.routes_at(&service.id) {
             let here = |parent: &&crate::compile::traffic::gateway::RouteParent| {
@@ -77,25 +76,29 @@ impl World {
                 groups.entry(Arc::clone(&facts.object.namespace)).or_default().push(facts);
             }
         }
-        let mut rules: BTreeMap<Arc<str>, Rules> =
+        let mut met: BTreeMap<Arc<str>, Met> =
             groups.into_iter().map(|(namespace, routes)| (namespace, self.merged(routes))).collect();
-        rules.retain(|_, rules| !rules.is_empty());
-        let producer = rules.remove(&service.namespace);
-        (producer, rules)
+        met.retain(|_, met| !met.is_empty());
+        let producer = met.remove(&service.namespace);
+        (producer, met)
     }
 
-    /// The rules of routes of one kind: where a GRPCRoute is among them, HTTPRoutes give way (GEP-1294).
-    fn merged(&self, mut routes: Vec<&Arc<RouteFacts>>) -> Rules {
-        if routes.iter().any(|route| route.grpc) {
-            routes.retain(|route| route.grpc);
-        }
+    /// The rules of routes of one kind, the most specific that there is; the others give way (GEP-1294).
+    fn merged(&self, mut routes: Vec<&Arc<RouteFacts>>) -> Met {
+        let kind = routes.iter().map(|route| route.kind).max_by_key(|kind| specificity(*kind));
+        let kind = kind.unwrap_or(Kind::HttpRoute);
+        routes.retain(|route| route.kind == kind);
         routes.sort_by_key(|route| {
             (route.created, Arc::clone(&route.object.namespace), Arc::clone(&route.object.name))
         });
+        if matches!(kind, Kind::TcpRoute | Kind::TlsRoute) {
+            return of_routes(kind, &routes);
+        }
         let mut ranked: Vec<_> = routes.into_iter().flat_map(|route| route.rules.iter()).collect();
         // Stable: of equal rank the older route's, then the earlier rule's.
         ranked.sort_by_key(|(rank, _)| Reverse(*rank));
-        ranked.into_iter().map(|(_, rule)| self.resolved(rule)).collect()
+        let http: Rules = ranked.into_iter().map(|(_, rule)| self.resolved(rule)).collect();
+        Met { http, ..Met::default() }
     }
 
     /// The rule with the backends that exist; one that does not is answered for with 500.
@@ -129,6 +132,16 @@ impl World {
         let service = self.services.get(id)?;
         let port = (*port)?;
         service.port(port).is_none().then(|| format!("{host} has no port {port}").into())
+    }
+}
+
+/// Which kind takes a port that several are attached to (GEP-1294, "Route types").
+pub(super) fn specificity(kind: Kind) -> u8 {
+    match kind {
+        Kind::GrpcRoute => 3,
+        Kind::HttpRoute => 2,
+        Kind::TlsRoute => 1,
+        _ => 0,
     }
 }
 

@@ -9,6 +9,7 @@ use super::*;
 
 mod authorization;
 mod change;
+mod connections;
 mod entries;
 mod findings;
 mod gateway;

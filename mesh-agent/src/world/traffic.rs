@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 
-use super::World;
 use super::few::Few;
+use super::{World, connections};
 use crate::compile::traffic::{EntryEndpoints, ExportTo, HttpEntry, Resolved, delegate, resolve};
-use crate::compile::{DestinationRuleFacts, VirtualServiceFacts};
+use crate::compile::{DestinationRuleFacts, Kind, VirtualServiceFacts};
 use crate::decide::{Destination, NoSubset, peer_auth};
+use crate::model::connection::ConnRules;
 use crate::model::route::HttpRule;
 use crate::model::traffic::TrafficPolicy;
 use crate::model::{Balance, Endpoint, Labels, PolicyRef, Service, ServiceId, ServicePort, Workload};
@@ -33,8 +34,22 @@ pub(super) struct ServiceTraffic {
 #[derive(Debug, PartialEq)]
 struct PortRules {
     /// For clients of every namespace that is not listed.
-    everywhere: Rules,
-    by_namespace: BTreeMap<Arc<str>, Rules>,
+    everywhere: Met,
+    by_namespace: BTreeMap<Arc<str>, Met>,
+}
+
+/// What a client meets at a port.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Met {
+    pub(super) http: Rules,
+    /// Of connections that are not read as HTTP.
+    pub(super) connections: Option<Arc<ConnRules>>,
+}
+
+impl Met {
+    pub(super) fn is_empty(&self) -> bool {
+        self.http.is_empty() && self.connections.is_none()
+    }
 }
 
 /// A DestinationRule, with the endpoints of its subsets.
@@ -55,10 +70,10 @@ pub(super) struct TrafficIndex {
     pub(super) delegators: OrdMap<Name, Few<Name>>,
     /// DestinationRules by host, wildcards included.
     pub(super) rule_hosts: OrdMap<Arc<str>, Few<Name>>,
-    /// Gateway API routes by the Service they are attached to; the flag says gRPC.
-    pub(super) parents: OrdMap<ServiceId, Few<(bool, Name)>>,
+    /// Gateway API routes by the Service they are attached to.
+    pub(super) parents: OrdMap<ServiceId, Few<(Kind, Name)>>,
     /// From the host of a route's backend to the Services it is attached to.
-    pub(super) senders: OrdMap<Arc<str>, Few<(ServiceId, bool, Name)>>,
+    pub(super) senders: OrdMap<Arc<str>, Few<(ServiceId, Kind, Name)>>,
 }
 
 impl TrafficIndex {
@@ -181,8 +196,11 @@ impl World {
         let virtual_services = self.virtual_services_for(&service.hostname);
         for port in &service.ports {
             let (producer, consumers) = self.attached(service, port);
-            let rules = |namespace: Option<&str>| port_rules(self, &virtual_services, port.port, namespace);
-            let mut by_namespace: BTreeMap<Arc<str>, Rules> = BTreeMap::new();
+            let met = |namespace: Option<&str>| Met {
+                http: port_rules(self, &virtual_services, port.port, namespace),
+                connections: connections::at_port(&virtual_services, port, namespace),
+            };
+            let mut by_namespace: BTreeMap<Arc<str>, Met> = BTreeMap::new();
             // A route of the Gateway API beats the VirtualServices of its Service.
             let everywhere = producer.unwrap_or_else(|| {
                 let namespaces = virtual_services.iter().flat_map(|facts| match &facts.export {
@@ -190,12 +208,12 @@ impl World {
                     ExportTo::Namespaces(listed) => listed.iter(),
                 });
                 let namespaces: BTreeSet<&Arc<str>> = namespaces.collect();
-                let own = namespaces.into_iter().map(|name| (Arc::clone(name), rules(Some(name))));
+                let own = namespaces.into_iter().map(|name| (Arc::clone(name), met(Some(name))));
                 by_namespace.extend(own);
-                rules(None)
+                met(None)
             });
             by_namespace.extend(consumers);
-            if !everywhere.is_empty() || by_namespace.values().any(|rules| !rules.is_empty()) {
+            if !everywhere.is_empty() || by_namespace.values().any(|met| !met.is_empty()) {
                 ports.push((port.port, PortRules { everywhere, by_namespace }));
             }
         }
@@ -322,15 +340,19 @@ impl World {
     }
 
     pub(super) fn rules_of(&self, source: &Workload, service: &Service, port: u16) -> Rules {
-        let found = self.traffic.get(&service.id).and_then(|traffic| {
-            let (_, rules) = traffic.ports.iter().find(|(own, _)| *own == port)?;
-            Some(rules.by_namespace.get(&source.namespace).unwrap_or(&rules.everywhere))
-        });
-        Arc::clone(found.unwrap_or(&self.no_rules))
+        Arc::clone(self.met(source, service, port).map_or(&self.no_rules, |met| &met.http))
+    }
+
+    pub(super) fn met(&self, source: &Workload, service: &Service, port: u16) -> Option<&Met> {
+        let (_, rules) = self.traffic.get(&service.id)?.ports.iter().find(|(own, _)| *own == port)?;
+        Some(rules.by_namespace.get(&source.namespace).unwrap_or(&rules.everywhere))
     }
 
     pub(super) fn has_rules(&self, service: &Service) -> bool {
-        self.traffic.get(&service.id).is_some_and(|traffic| !traffic.ports.is_empty())
+        let any = |rules: &PortRules| {
+            !rules.everywhere.http.is_empty() || rules.by_namespace.values().any(|met| !met.http.is_empty())
+        };
+        self.traffic.get(&service.id).is_some_and(|traffic| traffic.ports.iter().any(|(_, rules)| any(rules)))
     }
 
     /// Whether any DestinationRule gives the Service a subset of this name.
@@ -391,6 +413,14 @@ fn plain(facts: &Arc<VirtualServiceFacts>) -> impl Iterator<Item = &Arc<HttpRule
     })
 }
 
+/// Whether clients of a namespace (none = of one that nobody names) see an object.
+pub(super) fn visible(facts: &VirtualServiceFacts, namespace: Option<&str>) -> bool {
+    match namespace {
+        Some(namespace) => facts.export.includes(namespace),
+        None => facts.export == ExportTo::All,
+    }
+}
+
 /// The rules that clients of a namespace (none = of one that nobody names) meet at a port. Of the hosts that cover the
 /// Service, only the narrowest that such a client may see counts.
 fn port_rules(
@@ -399,10 +429,8 @@ fn port_rules(
     port: u16,
     namespace: Option<&str>,
 ) -> Rules {
-    let visible = |facts: &&&Arc<VirtualServiceFacts>| match namespace {
-        Some(namespace) => facts.export.includes(namespace),
-        None => facts.export == ExportTo::All,
-    };
+    // One that has only rules for connections hides nobody's HTTP rules.
+    let visible = |facts: &&&Arc<VirtualServiceFacts>| !facts.http.is_empty() && visible(facts, namespace);
     let Some(first) = virtual_services.iter().find(visible) else { return Arc::clone(&world.no_rules) };
     // The list is ordered by host: whoever shares a host with the first is merged with it.
     let merged = virtual_services

@@ -1,4 +1,5 @@
 //! HTTP in the lab: real agents, real servers and clients, on one node and across two.
+mod connections;
 mod faults;
 mod guide;
 mod hostile;

@@ -52,6 +52,16 @@ impl Shop {
         scenario: &str,
         servers: &[(&str, &str, &str, &str)],
     ) -> Result<Self> {
+        Self::serving(namespace, scenario, servers, |pod| App::http(pod, TARGET))
+    }
+
+    /// The same with another application.
+    pub(crate) fn serving(
+        namespace: &'static str,
+        scenario: &str,
+        servers: &[(&str, &str, &str, &str)],
+        mut start: impl FnMut(&Pod) -> Result<App>,
+    ) -> Result<Self> {
         let lab = Lab::two_nodes(scenario)?;
         lab.manifests().namespace(namespace, true)?;
         let client = lab.pod(PodSpec::new(namespace, "client", "node-a").account("frontend"))?;
@@ -60,7 +70,7 @@ impl Shop {
             let spec =
                 PodSpec::new(namespace, name, node).account(app).label("app", app).label("version", version);
             let pod = lab.pod(spec)?;
-            started.push(Server { app: App::http(&pod, TARGET)?, pod });
+            started.push(Server { app: start(&pod)?, pod });
         }
         let agents = lab.agents()?;
         Ok(Self { namespace, agents, servers: started, client, lab })
@@ -68,6 +78,16 @@ impl Shop {
 
     /// A Service over every pod with this label `app`.
     pub(crate) fn service(&self, name: &'static str, protocol: Option<&'static str>) -> Result<Service> {
+        self.service_to(name, protocol, TARGET)
+    }
+
+    /// The same to another port of the pods.
+    pub(crate) fn service_to(
+        &self,
+        name: &'static str,
+        protocol: Option<&'static str>,
+        target: u16,
+    ) -> Result<Service> {
         let vips = self.lab.vips();
         let pods: Vec<&Pod> = self
             .servers
@@ -79,7 +99,7 @@ impl Shop {
             namespace: self.namespace,
             name,
             vips: vips.to_vec(),
-            ports: vec![ServicePort { name: "p", port: PORT, target: TARGET, app_protocol: protocol }],
+            ports: vec![ServicePort { name: "p", port: PORT, target, app_protocol: protocol }],
             pods,
         })?;
         let agent = self.agent("node-a")?;

@@ -19,6 +19,17 @@ fn destinations_take_a_port_in_every_form() {
 }
 
 #[test]
+fn a_connection_may_ask_for_a_server_by_name() {
+    let asked = || ExplainQuery::parse("shop/frontend", "db:443").unwrap();
+    let query = asked().with_sni("DB.example.com.").unwrap();
+    assert_eq!(query.sni.as_deref(), Some("db.example.com"));
+    assert_eq!(ExplainQuery::from_url(&query.to_url()).unwrap(), query);
+    for bad in ["", "a b", "*.example.com", "a:443", &"a".repeat(NAME_MAX_BYTES + 1)] {
+        assert!(asked().with_sni(bad).unwrap_err().to_string().starts_with("sni: "), "{bad}");
+    }
+}
+
+#[test]
 fn bad_questions_are_refused_with_their_field() {
     for (source, destination, field) in [
         ("", "a", "source"),

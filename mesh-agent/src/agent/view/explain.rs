@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{routes, rows};
+use super::{connections, routes, rows};
 use crate::admin::{
     AskedRequest, ExplainError, ExplainQuery, Explanation, Match, PartyView, RouteView, StepView,
 };
 use crate::decide::Snapshot as _;
 use crate::decide::bypass::{KernelVerdict, kernel_verdict};
 use crate::decide::inbound::{self, ConnFacts, HttpFacts, Stage, Step};
-use crate::decide::outbound::{OutboundPlan, Transport, plan, transport};
+use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport};
 use crate::decide::path::normalise;
 use crate::decide::route::RequestView;
 use crate::model::{Endpoint, Reason, Service, Workload};
@@ -36,12 +36,16 @@ pub(super) fn explain(world: &World, node: &str, query: &ExplainQuery) -> Result
             return Ok(story.answer);
         }
     };
-    story.route_request(world);
-    match plan(world, source, target) {
+    let led = connections::lead(world, source, target, query);
+    if led.is_none() {
+        story.route_request(world);
+    }
+    match story.planned(world, led) {
         OutboundPlan::Refuse(reason) => story.refuse(reason),
         OutboundPlan::Passthrough(to) => story.passthrough(to),
         OutboundPlan::Tcp(tcp) => {
             story.answer.route.service = tcp.service.as_ref().map(|service| service.hostname.to_string());
+            story.answer.route.port = tcp.port;
             story.answer.route.endpoints =
                 tcp.endpoints.iter().map(|one| rows::endpoint(world, node, one)).collect();
             story.endpoints(world, node, &tcp.endpoints);
@@ -128,6 +132,7 @@ impl<'a> Story<'a> {
             },
             steps: Vec::new(),
             http: None,
+            connection: None,
             world_version: world.version,
             notes: Vec::new(),
         };
@@ -144,6 +149,26 @@ impl<'a> Story<'a> {
         } else if service.is_some_and(|service| world.has_http_rules(&service)) {
             let note = "HTTP rules hold for this Service: add METHOD PATH to see which one takes a request";
             self.answer.notes.push(note.to_owned());
+        }
+    }
+
+    /// Where the connection goes: by a rule, or as it dialled. Of several backends all endpoints are told of.
+    fn planned(&mut self, world: &World, led: Option<connections::Led>) -> OutboundPlan {
+        let Some(led) = led else { return plan(world, self.source, self.target) };
+        self.answer.connection = Some(led.story);
+        self.answer.notes.extend(led.notes);
+        match led.to {
+            None => plan(world, self.source, self.target),
+            Some(Err(reason)) => OutboundPlan::Refuse(reason),
+            Some(Ok(mut plans)) => {
+                let several = plans.len() > 1;
+                let endpoints = plans.iter().flat_map(|plan| plan.endpoints.iter().cloned()).collect();
+                let Some(first) = plans.pop() else { return OutboundPlan::Refuse(Reason::BackendInvalid) };
+                let dialled = world.service_at(self.target.ip()).map(Arc::clone);
+                let service = if several { dialled } else { first.service };
+                let port = if several { self.target.port() } else { first.port };
+                OutboundPlan::Tcp(TcpPlan { service, port, endpoints, ..first })
+            }
         }
     }
 

@@ -1,7 +1,8 @@
-//! `routes`, and the request of an `explain`: the same rules and the same matching as a request meets, in words.
+//! `routes`, and the request or connection of an `explain`: the same rules and the same matching as they meet, in words.
 
 use std::time::Duration;
 
+use super::connections;
 use crate::admin::{ExplainError, ExplainQuery, PolicySummary, RequestStory, RoutesView, RuleView};
 use crate::decide::route::{RequestView, select};
 use crate::decide::{Destination, Snapshot as _};
@@ -22,6 +23,7 @@ pub(super) fn routes(world: &World, query: &ExplainQuery) -> Result<RoutesView, 
         .ok_or_else(|| ExplainError::UnknownDestination(query.destination.clone()))?;
     let port = super::explain::port(query, Some(service))?;
     let rules = world.http_rules(source, service, port);
+    let connections = world.conn_rules(source, service, port);
     let to = Destination { service, port, subset: None };
     let mut notes = Vec::new();
     if service.port(port).is_none() {
@@ -36,11 +38,18 @@ pub(super) fn routes(world: &World, query: &ExplainQuery) -> Result<RoutesView, 
     if rules.last().is_some_and(|last| !last.matches.is_empty()) {
         notes.push("a request that no rule takes is answered with 404".to_owned());
     }
+    if let Some(rules) = &connections {
+        notes.push(connections::order(rules).to_owned());
+    }
     Ok(RoutesView {
         source: format!("{}/{}", source.namespace, source.name),
         service: service.hostname.to_string(),
         port,
         rules: rules.iter().map(|rule| view(rule)).collect(),
+        connections: connections
+            .iter()
+            .flat_map(|met| met.rules.iter().map(|rule| connections::view(rule)))
+            .collect(),
         policy: world.traffic(source, &to).map(|policy| summary(&policy)).unwrap_or_default(),
         notes,
     })
@@ -127,18 +136,8 @@ fn named(name: &str, pattern: &Pattern) -> String {
 fn action(action: &RuleAction) -> Vec<String> {
     match action {
         RuleAction::Forward(backends) => {
-            let sum: u64 = backends.iter().map(|one| u64::from(one.weight)).sum();
-            let share = |weight: u32| match backends.len() {
-                1 => String::new(),
-                _ => {
-                    format!("{:.4}", f64::from(weight) * 100.0 / sum.max(1) as f64)
-                        .trim_end_matches('0')
-                        .trim_end_matches('.')
-                        .to_owned()
-                        + "% "
-                }
-            };
-            backends.iter().map(|one| format!("{}to {}", share(one.weight), backend(&one.backend))).collect()
+            let weighted: Vec<_> = backends.iter().map(|one| (one.weight, &one.backend)).collect();
+            shares(&weighted, "500")
         }
         RuleAction::Redirect(found) => vec![redirect(found)],
         RuleAction::Respond(response) => {
@@ -147,14 +146,30 @@ fn action(action: &RuleAction) -> Vec<String> {
     }
 }
 
-fn backend(backend: &Backend) -> String {
+/// Who gets which share; `otherwise` is what becomes of those that fall on a backend that cannot be.
+pub(super) fn shares(weighted: &[(u32, &Backend)], otherwise: &str) -> Vec<String> {
+    let sum: u64 = weighted.iter().map(|(weight, _)| u64::from(*weight)).sum();
+    let share = |weight: u32| match weighted.len() {
+        1 => String::new(),
+        _ => {
+            format!("{:.4}", f64::from(weight) * 100.0 / sum.max(1) as f64)
+                .trim_end_matches('0')
+                .trim_end_matches('.')
+                .to_owned()
+                + "% "
+        }
+    };
+    weighted.iter().map(|(weight, to)| format!("{}to {}", share(*weight), backend(to, otherwise))).collect()
+}
+
+fn backend(backend: &Backend, otherwise: &str) -> String {
     match backend {
         Backend::Host { host, port, subset, .. } => {
             let port = port.map_or_else(String::new, |port| format!(":{port}"));
             let subset = subset.as_ref().map_or_else(String::new, |subset| format!(" subset {subset}"));
             format!("{host}{port}{subset}")
         }
-        Backend::Invalid(cause) => format!("nowhere ({cause}): 500"),
+        Backend::Invalid(cause) => format!("nowhere ({cause}): {otherwise}"),
     }
 }
 
@@ -209,7 +224,7 @@ fn options(rule: &HttpRule) -> Vec<String> {
     options.extend(
         rule.mirrors
             .iter()
-            .map(|one| format!("{} mirrored to {}", percent(one.share), backend(&one.backend))),
+            .map(|one| format!("{} mirrored to {}", percent(one.share), backend(&one.backend, "500"))),
     );
     options.extend(rule.rewrite.path.as_ref().map(|path| format!("rewritten to {}", rewritten(path))));
     options.extend(rule.rewrite.authority.as_ref().map(|host| format!("host rewritten to {host}")));

@@ -1,17 +1,22 @@
-//! HTTPRoute and GRPCRoute attached to a Service (GEP-1294). Each of a route's matches becomes a rule of its own, with
-//! its rank: the specification orders matches of all routes of a Service, not rules. A reference that is wrong refuses
-//! no route; requests that fall on it are answered with 500.
+//! Routes attached to a Service (GEP-1294). Each match of an HTTPRoute or GRPCRoute becomes a rule of its own, with its
+//! rank: the specification orders matches of all routes of a Service, not rules. The rules of a TCPRoute or TLSRoute
+//! are for connections. A reference that is wrong refuses no route; requests that fall on it are answered with 500, and
+//! connections are refused.
 
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::connection::sni;
 use super::reader::{ExportTo, Reader};
 use super::{object, object_ref, refused};
-use crate::api::gateway::{self, BackendRef, GrpcRoute, HttpRoute, ParentRef, Route, Rule};
+use crate::api::gateway::{
+    self, BackendRef, GrpcRoute, HttpRoute, ParentRef, Route, RouteSpec, Rule, TcpRoute, TlsRoute,
+};
 use crate::compile::{Compiled, Head, Kind, Object, pod, typed};
 use crate::model::PolicyRef;
+use crate::model::connection::{ConnMatch, ConnRule, SniPattern, WeightedDestination};
 use crate::model::route::{Backend, HttpRule, Rewrite, RuleAction, RuleRef, WeightedBackend};
 
 mod filter;
@@ -26,10 +31,12 @@ pub struct RouteFacts {
     pub object: PolicyRef,
     /// Seconds since 1970, 0 when unknown.
     pub created: i64,
-    pub grpc: bool,
+    pub kind: Kind,
     pub parents: Vec<RouteParent>,
-    /// Each with one match.
+    /// Of an HTTPRoute or GRPCRoute, each with one match.
     pub rules: Vec<(Rank, Arc<HttpRule>)>,
+    /// Of a TCPRoute or TLSRoute.
+    pub connections: Vec<Arc<ConnRule>>,
 }
 
 /// A Service as a parent.
@@ -66,6 +73,22 @@ pub(in crate::compile) fn http(head: &Head<'_>, value: &Value, out: &mut Compile
 
 pub(in crate::compile) fn grpc(head: &Head<'_>, value: &Value, out: &mut Compiled) {
     compile::<GrpcRoute>(head, value, out, Kind::GrpcRoute, &gateway::GRPC_VERSIONS);
+}
+
+pub(in crate::compile) fn tcp(head: &Head<'_>, value: &Value, out: &mut Compiled) {
+    compile::<TcpRoute>(head, value, out, Kind::TcpRoute, &gateway::TCP_VERSIONS);
+}
+
+pub(in crate::compile) fn tls(head: &Head<'_>, value: &Value, out: &mut Compiled) {
+    // The alpha versions may leave the names out, which means all of them.
+    if head.version != "v1"
+        && value.pointer("/spec/hostnames").is_none()
+        && let Some(mut named) = value.get("spec").is_some_and(Value::is_object).then(|| value.clone())
+    {
+        named["spec"]["hostnames"] = Value::Array(Vec::new());
+        return compile::<TlsRoute>(head, &named, out, Kind::TlsRoute, &gateway::TLS_VERSIONS);
+    }
+    compile::<TlsRoute>(head, value, out, Kind::TlsRoute, &gateway::TLS_VERSIONS);
 }
 
 fn compile<T: DeserializeOwned>(
@@ -121,6 +144,10 @@ fn understood(reader: &mut Reader<'_>, route: &Route, kind: Kind, created: i64) 
             section: parent.section_name.as_deref().filter(|name| !name.is_empty()).map(Arc::from),
         });
     }
+    if matches!(kind, Kind::TcpRoute | Kind::TlsRoute) {
+        let connections = connections(reader, &route.spec, &object, kind);
+        return RouteFacts { object, created, kind, parents, rules: Vec::new(), connections };
+    }
     let mut rules = Vec::new();
     // A route without rules has one that says nothing.
     let implied = [Rule::default()];
@@ -136,7 +163,53 @@ fn understood(reader: &mut Reader<'_>, route: &Route, kind: Kind, created: i64) 
             rules.push((rank, Arc::new(HttpRule { matches: vec![one], ..template.clone() })));
         }
     }
-    RouteFacts { object, created, grpc, parents, rules }
+    RouteFacts { object, created, kind, parents, rules, connections: Vec::new() }
+}
+
+/// The rules of a TCPRoute or TLSRoute. The latter's names are those of the ClientHello: nothing else tells its rules
+/// from a TCPRoute's.
+fn connections(
+    reader: &mut Reader<'_>,
+    spec: &RouteSpec,
+    object: &PolicyRef,
+    kind: Kind,
+) -> Vec<Arc<ConnRule>> {
+    let mut names = Vec::new();
+    for (index, text) in spec.hostnames.iter().enumerate() {
+        let field = format!("spec.hostnames[{index}]");
+        names.extend(sni(reader, &field, text));
+    }
+    let matches = match kind {
+        Kind::TlsRoute if spec.hostnames.is_empty() => {
+            vec![ConnMatch { sni: vec![SniPattern::Any], ..ConnMatch::default() }]
+        }
+        Kind::TlsRoute => vec![ConnMatch { sni: names, ..ConnMatch::default() }],
+        _ => Vec::new(),
+    };
+    if spec.rules.is_empty() {
+        reader.fault("spec.rules", "are missing", "give the route one rule with its backendRefs");
+    }
+    let mut rules = Vec::new();
+    for (index, rule) in spec.rules.iter().enumerate() {
+        let field = format!("spec.rules[{index}]");
+        if index > 0 {
+            reader.warn(
+                &field,
+                "is never reached: rules[0] takes every connection of the route",
+                "put its backendRefs into that rule, with weights",
+            );
+        }
+        let named = rule.name.as_deref().filter(|name| !name.is_empty());
+        let name = named.map_or_else(|| format!("rules[{index}]").into(), Arc::from);
+        let origin = RuleRef { object: object.clone(), rule: name };
+        let backends = backends(reader, &field, &rule.backend_refs, None);
+        let backends = backends
+            .into_iter()
+            .map(|one| WeightedDestination { weight: one.weight, backend: one.backend })
+            .collect();
+        rules.push(Arc::new(ConnRule { origin, matches: matches.clone(), backends }));
+    }
+    rules
 }
 
 /// A rule without its matches.

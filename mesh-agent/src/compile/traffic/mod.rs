@@ -11,6 +11,7 @@ use super::{Compiled, Diagnostic, Head, pod, typed};
 use crate::api::istio::networking;
 use crate::model::PolicyRef;
 
+mod connection;
 pub mod delegate;
 mod destination_rule;
 pub mod gateway;

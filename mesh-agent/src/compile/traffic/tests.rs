@@ -448,7 +448,6 @@ fn what_a_virtual_service_may_not_say() {
         ("{hosts: ['a b'], http: [{ROUTE}]}", "spec.hosts[0]: `a b` is not a host's name"),
         ("{hosts: [a], exportTo: [~, b], http: [{ROUTE}]}", "spec.exportTo[0]:"),
         ("{hosts: [a], exportTo: ['~', b], http: [{ROUTE}]}", "spec.exportTo[0]: `~` is not a namespace"),
-        ("{hosts: [a], tcp: [{route: [{destination: {host: a}}]}]}", "spec.tcp: is not supported"),
         (
             "{http: [{delegate: {name: b}}]}",
             "spec.http[0].delegate: stands in a VirtualService without hosts",
@@ -467,4 +466,5 @@ fn a_rule_behind_one_that_takes_everything_is_reported() {
     assert!(found[0].contains("spec.http[1]: is never reached: http[0] takes every request"), "{found:?}");
 }
 
+mod connections;
 mod destination_rules;

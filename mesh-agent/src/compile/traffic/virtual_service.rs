@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::connection;
 use super::http_action::{action, cors, fault, mirrors, retries, rewrite};
 use super::http_match::{for_mesh, matches};
 use super::reader::ExportTo;
@@ -11,6 +12,7 @@ use super::{Reader, istio, object_ref};
 use crate::api::istio::networking::{Delegate, HttpRoute, VirtualService, VirtualServiceSpec};
 use crate::compile::{Compiled, Head, Kind, Object, pod};
 use crate::model::PolicyRef;
+use crate::model::connection::ConnRule;
 use crate::model::route::{DirectResponse, HeaderOps, HttpMatch, HttpRule, Rewrite, RuleAction, RuleRef};
 
 /// A VirtualService that holds for clients in the mesh.
@@ -23,6 +25,10 @@ pub struct VirtualServiceFacts {
     pub hosts: Vec<Arc<str>>,
     pub export: ExportTo,
     pub http: Vec<HttpEntry>,
+    /// For ports that say TLS, by the name in the ClientHello.
+    pub tls: Vec<Arc<ConnRule>>,
+    /// For ports that say neither TLS nor HTTP, where the client does not speak HTTP.
+    pub tcp: Vec<Arc<ConnRule>>,
 }
 
 /// One entry of `http[]`.
@@ -57,20 +63,12 @@ fn understood(
     let hosts = hosts(reader, spec);
     let export = reader.export_to(spec.export_to.as_ref());
     let http = spec.http.as_deref().unwrap_or_default();
-    let layer4 = [("tls", spec.tls.as_ref().map(Vec::len)), ("tcp", spec.tcp.as_ref().map(Vec::len))];
-    for (name, count) in layer4 {
-        if count.is_some_and(|count| count > 0) {
-            reader.fault(
-                &format!("spec.{name}"),
-                "is not supported by this version",
-                "remove it; connections go to the Service that was dialled",
-            );
-        }
-    }
-    if http.is_empty() {
-        reader.fault("spec.http", "is missing", "give the hosts at least one route");
+    let layer4 = [spec.tls.as_ref().map(Vec::len), spec.tcp.as_ref().map(Vec::len)];
+    if http.is_empty() && layer4.iter().all(|count| count.is_none_or(|count| count == 0)) {
+        reader.fault("spec.http", "is missing", "give the hosts at least one route: http, tls or tcp");
     }
     let object = object_ref(reader.head, Kind::VirtualService.name());
+    let (tls, tcp) = connection::rules(reader, &object, spec);
     let mut entries = Vec::with_capacity(http.len());
     let mut catch_all: Option<usize> = None;
     for (index, route) in http.iter().enumerate() {
@@ -94,7 +92,7 @@ fn understood(
     if !for_mesh(spec.gateways.as_ref()) {
         return None;
     }
-    Some(VirtualServiceFacts { object, created, hosts, export, http: entries })
+    Some(VirtualServiceFacts { object, created, hosts, export, http: entries, tls, tcp })
 }
 
 fn hosts(reader: &mut Reader<'_>, spec: &VirtualServiceSpec) -> Vec<Arc<str>> {

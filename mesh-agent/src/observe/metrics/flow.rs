@@ -30,7 +30,7 @@ const SHARDS: usize = 16;
 const CACHE_SLOTS: usize = 512;
 
 /// Istio's `response_flags`, each at its own place in [`Flow::failed`].
-pub const FLAGS: [&str; 15] = [
+pub const FLAGS: [&str; 16] = [
     "DENY",
     "TLS_FAILURE",
     "IDENTITY_ERROR",
@@ -41,6 +41,7 @@ pub const FLAGS: [&str; 15] = [
     "DC",
     "UC",
     "SI",
+    "DT",
     "UO",
     "DPE",
     "NC",

@@ -14,6 +14,7 @@ use super::target::Target;
 use crate::model::route::HttpRule;
 use crate::model::{Identity, Service, Workload};
 use crate::observe::{Conn, RequestHandles};
+use crate::proxy::outbound::Chosen;
 use crate::proxy::worker::{LocalPod, Worker};
 use crate::world::World;
 
@@ -24,6 +25,8 @@ pub enum Side {
         source: Arc<Workload>,
         /// What it dialled.
         original: SocketAddr,
+        /// Where a rule for connections sends all its requests.
+        chosen: Option<Chosen>,
     },
     /// Somebody calls a pod of this node.
     Inbound {

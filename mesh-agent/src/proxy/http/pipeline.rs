@@ -18,8 +18,9 @@ use super::downstream::{Downstream, Place, Side};
 use super::exchange::{Exchange, snapshot};
 use super::forward::{Unanswered, Way, forward};
 use super::mirror::{self, Copy};
+use crate::decide::connection::draw;
 use crate::decide::cors::{self, Cors};
-use crate::decide::outbound::{OutboundPlan, plan};
+use crate::decide::outbound::{OutboundPlan, backend_port, plan};
 use crate::decide::{Snapshot as _, fault, headers, rewrite, route};
 use crate::model::route::{
     Abort, Backend, DirectResponse, HttpMatch, HttpRule, Redirect, RuleAction, WeightedBackend,
@@ -85,7 +86,7 @@ async fn outbound(mut exchange: Exchange, source: &Arc<Workload>) -> Response<An
         RuleAction::Respond(with) => return respond_directly(exchange, with, rule),
         RuleAction::Forward(backends) => backends,
     };
-    let Some(chosen) = choose(backends, down.worker.random()) else {
+    let Some(chosen) = draw(backends, |backend| backend.weight, down.worker.random()) else {
         return exchange.refuse(Local::of(Reason::BackendInvalid));
     };
     let (cluster, try_timeout) = match cluster(&exchange, source, &place, &chosen.backend) {
@@ -124,7 +125,7 @@ async fn outbound(mut exchange: Exchange, source: &Arc<Workload>) -> Response<An
 /// The Service that was dialled decides where a request may go; an address that is no Service's, the Host.
 fn place(exchange: &Exchange, source: &Workload) -> Result<Place, Reason> {
     let down = &exchange.down;
-    let Side::Outbound { original, .. } = &down.side else { return Err(Reason::NoRoute) };
+    let Side::Outbound { original, chosen, .. } = &down.side else { return Err(Reason::NoRoute) };
     let world = snapshot(down);
     let authority = exchange.authority.as_ref().map(|authority| authority.as_str());
     if let Some(known) = down.place(None).or_else(|| down.place(authority.filter(|text| !text.is_empty()))) {
@@ -141,6 +142,20 @@ fn place(exchange: &Exchange, source: &Workload) -> Result<Place, Reason> {
             cluster,
         })
     };
+    if let Some(chosen) = chosen {
+        let plan = chosen.plan(&world, source, *original)?;
+        let service = plan.service.ok_or(Reason::BackendInvalid)?;
+        let wanted = Wanted {
+            service: &service,
+            port: plan.port,
+            subset: plan.subset.as_ref(),
+            family: original.ip(),
+        };
+        let cluster = down.worker.http.cluster(&down.worker, &world, source, &wanted)?;
+        let place = Place { port: plan.port, rules: Arc::default(), cluster, service: Some(service) };
+        down.learn_place(None, &place);
+        return Ok(place);
+    }
     let of_address = |endpoint: Endpoint| {
         let cluster = down.worker.http.single(&world, source, endpoint);
         Place { service: None, port, rules: Arc::default(), cluster }
@@ -189,20 +204,6 @@ async fn suffer(exchange: &mut Exchange, rule: &HttpRule) -> Option<Local> {
     Some(local)
 }
 
-fn choose(backends: &[WeightedBackend], random: u64) -> Option<&WeightedBackend> {
-    if let [only] = backends {
-        return Some(only);
-    }
-    let sum: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
-    let mut drawn = random.checked_rem(sum)?;
-    backends.iter().find(|backend| {
-        let weight = u64::from(backend.weight);
-        let hit = drawn < weight;
-        drawn = drawn.saturating_sub(weight);
-        hit
-    })
-}
-
 /// The cluster of a backend, and how long one try there may take.
 fn cluster(
     exchange: &Exchange,
@@ -219,11 +220,7 @@ fn cluster(
     }
     let world = snapshot(down);
     let service = world.service_by_host(host, &source.namespace).ok_or(Reason::BackendInvalid)?;
-    let only = match service.ports.as_slice() {
-        [only] => Some(only.port),
-        _ => None,
-    };
-    let port = port.or_else(|| service.port(place.port).map(|port| port.port)).or(only);
+    let port = backend_port(service, *port, place.port);
     let wanted = Wanted {
         service,
         port: port.ok_or(Reason::NoSuchPort)?,

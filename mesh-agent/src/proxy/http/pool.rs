@@ -105,9 +105,24 @@ pub struct Opened {
     open: Rc<Cell<u32>>,
     place: Option<circuit::Guard>,
     destination: Arc<Destination>,
+    since: Instant,
+    /// `connectionPool.http.idleTimeout`.
+    idle: Duration,
+    /// `connectionPool.tcp.maxConnectionDuration`.
+    longest: Option<Duration>,
 }
 
 impl Opened {
+    /// Whether it is as old as it may become: requests under way end, and no other begins.
+    fn is_old(&self) -> bool {
+        self.longest.is_some_and(|longest| self.since.elapsed() >= longest)
+    }
+
+    /// Whether it may wait for another request, having waited since then. `limit` is the worker's.
+    fn may_wait(&self, since: Instant, limit: Duration) -> bool {
+        !self.is_old() && since.elapsed() < limit.min(self.idle)
+    }
+
     /// Another request may have the connection, or its place.
     fn tell(&self) {
         if self.place.is_some() {
@@ -140,7 +155,7 @@ pub struct Shared {
     streams: Cell<usize>,
     served: Cell<u32>,
     used: Cell<Instant>,
-    _opened: Opened,
+    opened: Opened,
 }
 
 /// Where the connection's task leaves the bytes' carrier when it is asked to.
@@ -236,7 +251,7 @@ impl Slot {
     pub fn take(self: &Rc<Self>) -> Option<Lease> {
         if self.key.http2 {
             let mut streams = self.streams.borrow_mut();
-            streams.retain(|conn| !conn.sender.is_closed());
+            streams.retain(|conn| !conn.sender.is_closed() && !conn.opened.is_old());
             let free = streams.iter().find(|conn| conn.streams.get() < STREAMS_PER_CONNECTION)?;
             return Some(Lease::Http2(Stream::enter(free, true)));
         }
@@ -244,7 +259,7 @@ impl Slot {
             let idle = self.idle.borrow_mut().pop()?;
             self.totals.idle.set(self.totals.idle.get().saturating_sub(1));
             // One that still swallows its last request's body, or that its server has closed, is let go.
-            if idle.conn.sender.is_ready() {
+            if idle.conn.sender.is_ready() && idle.conn.opened.may_wait(idle.since, Duration::MAX) {
                 return Some(Lease::Http1 { conn: idle.conn, slot: Rc::clone(self), reused: true });
             }
         }
@@ -266,7 +281,14 @@ impl Slot {
             },
         };
         self.open.set(self.open.get() + 1);
-        Ok(Opened { open: Rc::clone(&self.open), place, destination: Arc::clone(destination) })
+        Ok(Opened {
+            open: Rc::clone(&self.open),
+            place,
+            destination: Arc::clone(destination),
+            since: Instant::now(),
+            idle: limits.http_idle,
+            longest: limits.max_connection_duration,
+        })
     }
 
     /// A new connection with its first request.
@@ -280,7 +302,7 @@ impl Slot {
             streams: Cell::new(0),
             served: Cell::new(0),
             used: Cell::new(Instant::now()),
-            _opened: opened,
+            opened,
         });
         if !self.closed.get() {
             self.streams.borrow_mut().push(Rc::clone(&conn));
@@ -309,10 +331,11 @@ impl Slot {
     fn sweep(&self, limit: Duration) {
         let mut idle = self.idle.borrow_mut();
         let before = idle.len();
-        idle.retain(|idle| !idle.conn.sender.is_closed() && idle.since.elapsed() < limit);
+        idle.retain(|idle| !idle.conn.sender.is_closed() && idle.conn.opened.may_wait(idle.since, limit));
         self.totals.idle.set(self.totals.idle.get().saturating_sub(before - idle.len()));
         self.streams.borrow_mut().retain(|conn| {
-            !conn.sender.is_closed() && (conn.streams.get() > 0 || conn.used.get().elapsed() < limit)
+            !conn.sender.is_closed()
+                && (conn.streams.get() > 0 || conn.opened.may_wait(conn.used.get(), limit))
         });
     }
 
@@ -375,7 +398,9 @@ impl Lease {
     pub fn give_back(self, max: Option<u32>) {
         match self {
             Self::Http1 { conn, slot, .. } => {
-                let spent = max.is_some_and(|max| conn.served >= max) || conn.switched.wanted.get();
+                let spent = max.is_some_and(|max| conn.served >= max)
+                    || conn.opened.is_old()
+                    || conn.switched.wanted.get();
                 if !spent {
                     slot.put(conn);
                 }

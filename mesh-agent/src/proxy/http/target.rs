@@ -43,7 +43,7 @@ impl Target {
         endpoint: SocketAddr,
         service: Option<&Arc<Service>>,
     ) -> Option<Rc<Self>> {
-        let Side::Outbound { source, original: _ } = &down.side else { return None };
+        let Side::Outbound { source, .. } = &down.side else { return None };
         let worker = &down.worker;
         let transport = transport(world, &worker.shared.node, endpoint);
         let owner = world.workload_at(endpoint.ip());
@@ -124,7 +124,7 @@ impl Target {
 
     /// Opens a connection, whatever is spoken on it.
     pub async fn connect(&self, down: &Downstream, limit: std::time::Duration) -> Result<HttpIo, Failure> {
-        match timeout(limit, self.open(down)).await {
+        match timeout(limit, self.open(down, limit)).await {
             Ok(opened) => opened,
             Err(_elapsed) => Err(Failure::new(
                 Reason::ConnectTimeout,
@@ -133,19 +133,20 @@ impl Target {
         }
     }
 
-    async fn open(&self, down: &Downstream) -> Result<HttpIo, Failure> {
+    async fn open(&self, down: &Downstream, limit: std::time::Duration) -> Result<HttpIo, Failure> {
         let worker: &Worker = &down.worker;
         let Side::Outbound { source, .. } = &down.side else {
             if let Some(first) = down.take_first() {
                 return Ok(HttpIo::tcp(first));
             }
-            let stream = upstream::leg(worker, &down.pod, down.client.ip(), self.endpoint).await?;
+            let stream = upstream::leg(worker, &down.pod, down.client.ip(), self.endpoint, None).await?;
             return Ok(HttpIo::tcp(stream));
         };
+        let limit = Some(limit);
         let origin = upstream::Origin { source, client: down.client };
         match &self.transport {
             Transport::Local(workload) => {
-                upstream::local(worker, &origin, workload, self.endpoint).await.map(HttpIo::tcp)
+                upstream::local(worker, &origin, workload, self.endpoint, limit).await.map(HttpIo::tcp)
             }
             // The destination's agent refuses too; a stolen key answers from elsewhere.
             Transport::Hbone(workload) if worker.shared.store.load().denied(&workload.identity) => {
@@ -156,7 +157,9 @@ impl Target {
                 let way = upstream::Way { endpoint: self.endpoint, workload, headers };
                 upstream::hbone(worker, &down.pod, &origin, way).await.map(HttpIo::tunnel)
             }
-            Transport::Plain => upstream::plain(worker, &down.pod, self.endpoint).await.map(HttpIo::tcp),
+            Transport::Plain => {
+                upstream::plain(worker, &down.pod, self.endpoint, limit).await.map(HttpIo::tcp)
+            }
         }
     }
 

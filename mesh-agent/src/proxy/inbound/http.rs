@@ -163,7 +163,7 @@ fn judge(worker: &Worker, pod: &LocalPod, arrival: &Arrival, how: Judged) -> Res
 async fn leg(worker: &Worker, pod: &LocalPod, arrival: &Arrival, how: Judged) -> Result<TcpStream, Failure> {
     judge(worker, pod, arrival, how)?;
     let to: SocketAddr = arrival.destination;
-    upstream::leg(worker, pod, arrival.client.ip(), to).await
+    upstream::leg(worker, pod, arrival.client.ip(), to, None).await
 }
 
 fn refused(conn: Conn, failure: &Failure) {

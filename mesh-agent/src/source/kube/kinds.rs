@@ -55,7 +55,7 @@ pub(super) const MESH_CONFIG: Watched = Watched {
     ..core(Kind::MeshConfig, "configmaps")
 };
 
-pub(super) static WATCHED: [Watched; 14] = [
+pub(super) static WATCHED: [Watched; 16] = [
     MESH_CONFIG,
     core(Kind::Namespace, "namespaces"),
     core(Kind::Node, "nodes"),
@@ -70,6 +70,8 @@ pub(super) static WATCHED: [Watched; 14] = [
     networking(Kind::WorkloadEntry, "workloadentries"),
     custom(Kind::HttpRoute, gateway::GROUP, &gateway::HTTP_VERSIONS, "httproutes"),
     custom(Kind::GrpcRoute, gateway::GROUP, &gateway::GRPC_VERSIONS, "grpcroutes"),
+    custom(Kind::TcpRoute, gateway::GROUP, &gateway::TCP_VERSIONS, "tcproutes"),
+    custom(Kind::TlsRoute, gateway::GROUP, &gateway::TLS_VERSIONS, "tlsroutes"),
 ];
 
 impl Watched {

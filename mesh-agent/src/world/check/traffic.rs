@@ -21,10 +21,10 @@ pub(super) struct Words {
 }
 
 /// Where in an object a rule stands.
-struct Place<'a> {
-    kind: Kind,
-    object: &'a PolicyRef,
-    field: &'a str,
+pub(super) struct Place<'a> {
+    pub(super) kind: Kind,
+    pub(super) object: &'a PolicyRef,
+    pub(super) field: &'a str,
 }
 
 impl World {
@@ -39,7 +39,7 @@ impl World {
                 found.add(Kind::DestinationRule, &rule.object, nobody("spec.host", &rule.host));
             }
         }
-        let routes = self.http_routes.values().chain(self.grpc_routes.values()).flat_map(OrdMap::values);
+        let routes = self.routes.values().flat_map(OrdMap::values).flat_map(OrdMap::values);
         for route in routes {
             self.check_route(route, found);
         }
@@ -78,6 +78,7 @@ impl World {
                 );
             }
         }
+        self.check_connections(facts, found);
         for (index, entry) in facts.http.iter().enumerate() {
             let field = format!("spec.http[{index}]");
             match entry {
@@ -136,8 +137,18 @@ impl World {
         };
         let route = backends.iter().map(|one| ("route", &one.backend));
         let mirrors = rule.mirrors.iter().map(|mirror| ("mirror", &mirror.backend));
+        self.check_lost(place, route.chain(mirrors), found);
+    }
+
+    /// Backends (with the field's name) that nothing can be sent to.
+    pub(super) fn check_lost<'a>(
+        &self,
+        place: &Place<'_>,
+        backends: impl Iterator<Item = (&'static str, &'a Backend)>,
+        found: &mut Found<'_>,
+    ) {
         let mut told: BTreeSet<String> = BTreeSet::new();
-        for (part, backend) in route.chain(mirrors) {
+        for (part, backend) in backends {
             let Some(message) = self.lost(backend) else { continue };
             if told.insert(message.clone()) {
                 found.add(
@@ -170,13 +181,15 @@ impl World {
     }
 
     fn check_route(&self, route: &RouteFacts, found: &mut Found<'_>) {
-        let kind = if route.grpc { Kind::GrpcRoute } else { Kind::HttpRoute };
+        let kind = route.kind;
         for (index, parent) in route.parents.iter().enumerate() {
             let id = crate::model::ServiceId(format!("{}/{}", parent.namespace, parent.name).into());
             let service = self.services.get(&id);
             let here = service
                 .is_some_and(|service| service.ports.iter().any(|port| parent.means(port.port, &port.name)));
-            if !here {
+            if here {
+                self.check_rank(route, index, found);
+            } else {
                 found.add(
                     kind,
                     &route.object,
@@ -192,6 +205,11 @@ impl World {
         for (_, rule) in &route.rules {
             let field = format!("spec.{}", rule.origin.rule);
             self.check_backends(&Place { kind, object: &route.object, field: &field }, rule, found);
+        }
+        for rule in &route.connections {
+            let field = format!("spec.{}", rule.origin.rule);
+            let backends = rule.backends.iter().map(|one| ("backendRefs", &one.backend));
+            self.check_lost(&Place { kind, object: &route.object, field: &field }, backends, found);
         }
     }
 }

@@ -185,7 +185,7 @@ fn rule_8_a_service_target_covers_its_pods_however_they_are_addressed() {
     assert!(judge(&world, api, &facts).allowed, "another pod of the namespace");
     // Without endpoints it is still the Service's pod by its selector.
     let key = |kind| crate::compile::ObjectKey { kind, namespace: "shop".into(), name: "reviews-1".into() };
-    world.apply(Change::Removed(key(crate::compile::Kind::EndpointSlice)));
+    world.apply(Change::Removed(key(Kind::EndpointSlice)));
     assert!(!from(&world, Some("web"), 8080).allowed);
 }
 

@@ -227,3 +227,89 @@ fn what_a_route_may_not_say_and_whose_routes_are_left_alone() {
     let compiled = compile(&gateways);
     assert!(compiled.objects.is_empty() && compiled.diagnostics.is_empty(), "{:?}", compiled.diagnostics);
 }
+
+/// A TCPRoute or TLSRoute of a version.
+fn layer4(kind: &str, version: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/{version}\nkind: {kind}\nmetadata: {{name: r, namespace: shop}}\n\
+         spec: {{parentRefs: [{{group: '', kind: Service, name: db, port: 5432}}], {spec}}}\n"
+    )
+}
+
+#[test]
+fn connections_are_split_by_a_tcp_route_and_told_apart_by_a_tls_route() {
+    let rules = "rules: [{name: main, backendRefs: [{name: db-v1, port: 5432, weight: 9}, {name: db-v2, namespace: other, port: 5433}, {name: off, port: 1, weight: 0}]}]";
+    let to = |host: &str, port: u16, weight: u32| WeightedDestination {
+        weight,
+        backend: Backend::Host { host: host.into(), port: Some(port), subset: None, timeout: None },
+    };
+    let backends =
+        [to("db-v1.shop.svc.cluster.local", 5432, 9), to("db-v2.other.svc.cluster.local", 5433, 1)];
+    for version in ["v1alpha2", "v1"] {
+        let facts = facts(&layer4("TCPRoute", version, rules));
+        assert_eq!((facts.kind, facts.parents[0].port), (Kind::TcpRoute, Some(5432)));
+        assert!(facts.connections[0].matches.is_empty() && facts.rules.is_empty());
+        assert_eq!(facts.connections[0].backends, backends);
+        assert_eq!(facts.connections[0].origin.to_string(), "TCPRoute shop/r main");
+    }
+    for (version, names, expected) in [
+        (
+            "v1",
+            "hostnames: [A.example, '*.b.example'],",
+            vec![SniPattern::Exact("a.example".into()), SniPattern::Under(".b.example".into())],
+        ),
+        ("v1alpha3", "hostnames: [a],", vec![SniPattern::Exact("a".into())]),
+        // Only the alpha versions let them be left out.
+        ("v1alpha2", "", vec![SniPattern::Any]),
+    ] {
+        let facts = facts(&layer4("TLSRoute", version, &format!("{names} {rules}")));
+        assert_eq!(facts.connections[0].matches[0].sni, expected, "{version}");
+        assert_eq!(facts.connections[0].backends, backends);
+    }
+}
+
+#[test]
+fn what_is_wrong_with_them_is_told() {
+    let good = "rules: [{backendRefs: [{name: db, port: 5432}]}]";
+    for (text, expected) in [
+        (layer4("TCPRoute", "v1alpha2", "rules: []"), "spec.rules: are missing"),
+        (layer4("TCPRoute", "v1beta1", good), "apiVersion: `gateway.networking.k8s.io/v1beta1` is not known"),
+        (
+            layer4("TCPRoute", "v1alpha2", &format!("hostnames: [a], {good}")),
+            "spec.hostnames: is not a field",
+        ),
+        (layer4("TLSRoute", "v1", good), "missing field `hostnames`"),
+        (
+            layer4("TLSRoute", "v1", &format!("hostnames: ['a b'], {good}")),
+            "spec.hostnames[0]: `a b` is not a server's name",
+        ),
+        (
+            layer4("TCPRoute", "v1alpha2", "rules: [{matches: [], backendRefs: [{name: db}]}]"),
+            "spec.rules[0].matches: is not a field",
+        ),
+    ] {
+        let compiled = compile(&text);
+        let errors: Vec<_> = compiled.diagnostics.iter().map(ToString::to_string).collect();
+        assert!(
+            compiled.objects.is_empty() && errors.iter().any(|one| one.contains(expected)),
+            "{text}: {errors:?}"
+        );
+    }
+    let second = layer4(
+        "TCPRoute",
+        "v1alpha2",
+        "rules: [{backendRefs: [{name: a, port: 1}]}, {backendRefs: [{name: b, port: 1}]}]",
+    );
+    let found: Vec<_> = compile(&second).diagnostics.iter().map(ToString::to_string).collect();
+    assert!(found.len() == 1 && found[0].contains("spec.rules[1]: is never reached"), "{found:?}");
+    // Wrong references refuse no route: what falls on them is refused.
+    let bad = "rules: [{backendRefs: [{kind: Bucket, name: b}, {name: c}]}]";
+    for one in &facts(&layer4("TCPRoute", "v1alpha2", bad)).connections[0].backends {
+        assert!(matches!(one.backend, Backend::Invalid(_)), "{one:?}");
+    }
+    let edge = layer4("TCPRoute", "v1alpha2", good).replace("kind: Service", "kind: Gateway");
+    assert!(
+        compile(&edge).objects.is_empty() && compile(&edge).diagnostics.is_empty(),
+        "another controller's"
+    );
+}
