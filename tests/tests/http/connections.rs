@@ -104,6 +104,7 @@ spec:
         "connection complete",
         "src.workload=\"reports\"",
         "dst.service=\"backup.default.svc.cluster.local\"",
+        "route_name=VirtualService default/db tcp[0]",
     ];
     eventually("the line of a connection", SOON, || {
         Ok(agent.log().lines().any(|line| parts.iter().all(|part| line.contains(part))))
