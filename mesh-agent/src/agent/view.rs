@@ -147,6 +147,7 @@ impl NodeView {
             destination: party(world.workload_at(remote.ip()), remote),
             hbone_address: None,
             service: None,
+            rule: None,
             decision_id: DecisionId::new(),
         }
     }

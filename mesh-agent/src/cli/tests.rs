@@ -131,3 +131,38 @@ fn the_status_of_a_cluster_names_what_is_denied_what_is_missing_and_which_settin
     insta::assert_snapshot!("status_cluster", status::draw(&status, style(false)));
     insta::assert_snapshot!("status_cluster_wide", status::draw(&status, style(true)));
 }
+
+#[test]
+fn rules_for_connections_are_drawn() {
+    let rule = crate::admin::RuleView {
+        object: "VirtualService shop/db".into(),
+        rule: "tls[0]".into(),
+        matches: vec!["SNI = db.example".into()],
+        action: vec!["to db.shop.svc.cluster.local subset v1".into()],
+        options: Vec::new(),
+    };
+    let mut views = views();
+    let story = |sni: Option<&str>, rule| crate::admin::ConnectionStory {
+        sni: sni.map(str::to_owned),
+        rule,
+        outcome: "no rule takes it".into(),
+    };
+    for (told, expected) in [
+        (
+            story(Some("db.example"), Some(rule.clone())),
+            "\nTLS connection to db.example\n  VirtualService shop/db tls[0]\n    if SNI = db.example\n    => to db.shop.svc.cluster.local subset v1\n",
+        ),
+        (story(None, None), "\nConnection\n  no rule takes it\n"),
+    ] {
+        views.allowed.connection = Some(told);
+        let text = explain::draw(&views.allowed, style(false));
+        assert!(text.contains(expected), "{text}");
+    }
+    views.routes.connections = vec![rule];
+    let both = routes::draw(&views.routes, style(false));
+    assert!(both.contains("\nRules for connections\n  1  VirtualService shop/db tls[0]\n"), "{both}");
+    assert!(both.contains("\nRules, in the order they are tried\n"), "{both}");
+    views.routes.rules.clear();
+    let only = routes::draw(&views.routes, style(false));
+    assert!(!only.contains("every request"), "{only}");
+}

@@ -86,6 +86,7 @@ macro_rules! ended_line {
             bytes_sent,
             bytes_recv,
             duration = Millis($ended.duration).to_string(),
+            route_name = meta.rule.as_ref().map(|rule| display(&rule.origin)),
             reason = $ended.reason.map(|reason| reason.row().label),
             error = $ended.reason.map(|reason| reason.row().hint),
             decision_id = %meta.decision_id,

@@ -48,6 +48,7 @@ pub(super) fn meta(direction: Direction, path: Path) -> ConnMeta {
         destination: Party::local(workload("reviews", "10.2.0.3"), address("10.2.0.3:9080")),
         hbone_address: (path == Path::Hbone).then(|| address("10.2.0.3:15008")),
         service: Some(service("reviews")),
+        rule: None,
         decision_id: DecisionId(0x0123_4567_89ab_cdef),
     }
 }

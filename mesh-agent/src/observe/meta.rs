@@ -11,6 +11,7 @@ use std::sync::{Arc, LazyLock};
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::connection::ConnRule;
 use crate::model::{Identity, Service, Workload};
 
 /// Which end of the connection is a pod of this node.
@@ -112,6 +113,8 @@ pub struct ConnMeta {
     /// The tunnel's far end, for [`Path::Hbone`].
     pub hbone_address: Option<SocketAddr>,
     pub service: Option<Arc<Service>>,
+    /// The rule for connections that sent it there.
+    pub rule: Option<Arc<ConnRule>>,
     /// Shared with the other node over the tunnel, so that both logs can be joined.
     pub decision_id: DecisionId,
 }

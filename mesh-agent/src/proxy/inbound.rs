@@ -214,6 +214,7 @@ fn meta(world: &crate::world::World, arrival: &Arrival, workload: &Arc<Workload>
         },
         hbone_address: None,
         service: None,
+        rule: None,
         decision_id: arrival.decision_id,
     }
 }

@@ -48,6 +48,8 @@ struct Accepted {
     /// Where the application wanted to go: the accepted socket's own address, since capture rewrites nothing.
     original: SocketAddr,
     source: Arc<Workload>,
+    /// Where a rule for connections sends it.
+    chosen: Option<Chosen>,
 }
 
 /// The other side, ready to be relayed to.
@@ -86,10 +88,13 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, (stream, client): (Tc
         worker.limit_reached();
         return upstream::reset(stream);
     };
-    let Some(accepted) = identify(&worker, &pod, stream, client) else { return };
-    let chosen = match look(&worker, &accepted).await {
-        Ok(Look::Bytes(chosen)) => chosen,
-        Ok(Look::Http(spoken, chosen)) => return serve_http(&worker, &pod, accepted, (spoken, chosen)).await,
+    let Some(mut accepted) = identify(&worker, &pod, stream, client) else { return };
+    match look(&worker, &accepted).await {
+        Ok(Look::Bytes(chosen)) => accepted.chosen = chosen,
+        Ok(Look::Http(spoken, chosen)) => {
+            accepted.chosen = chosen;
+            return serve_http(&worker, &pod, accepted, spoken).await;
+        }
         Ok(Look::Refused(reason)) => {
             let service = worker.shared.store.load().service_at(accepted.original.ip()).map(Arc::clone);
             nobody(&worker, &accepted, service.as_ref(), reason);
@@ -97,24 +102,19 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, (stream, client): (Tc
         }
         // Gone before it said anything.
         Err(_gone) => return,
-    };
-    match establish(&worker, &pod, &accepted, chosen.as_ref()).await {
+    }
+    match establish(&worker, &pod, &accepted).await {
         Some(opened) => relay_to_end(accepted.stream, opened).await,
         None => upstream::reset(accepted.stream),
     }
 }
 
 /// Serves a client's requests, each with a decision of its own.
-async fn serve_http(
-    worker: &Rc<Worker>,
-    pod: &Arc<LocalPod>,
-    accepted: Accepted,
-    (spoken, chosen): (Sniffed, Option<Chosen>),
-) {
+async fn serve_http(worker: &Rc<Worker>, pod: &Arc<LocalPod>, accepted: Accepted, spoken: Sniffed) {
     let mut meta = meta(&accepted, None, None, Path::Plain);
     meta.service = worker.shared.store.load().service_at(accepted.original.ip()).map(Arc::clone);
     let conn = worker.shared.connections.open(meta);
-    let Accepted { stream, client, original, source } = accepted;
+    let Accepted { stream, client, original, source, chosen } = accepted;
     let side = Side::Outbound { source, original, chosen };
     let down = Downstream::new(worker, pod, conn, client, side);
     let io = HttpIo::tcp(stream).counted(Rc::clone(&down.conn), End::Client);
@@ -123,14 +123,9 @@ async fn serve_http(
 
 /// Plans the connection and opens its far side. The snapshot it decides from lives no longer than this: a
 /// relayed connection may last for days and must not keep an old world alive.
-async fn establish(
-    worker: &Rc<Worker>,
-    pod: &LocalPod,
-    accepted: &Accepted,
-    chosen: Option<&Chosen>,
-) -> Option<Opened> {
+async fn establish(worker: &Rc<Worker>, pod: &LocalPod, accepted: &Accepted) -> Option<Opened> {
     let world = worker.shared.store.load();
-    let plan = match chosen {
+    let plan = match &accepted.chosen {
         None => plan(&*world, &accepted.source, accepted.original),
         Some(chosen) => chosen
             .plan(&world, &accepted.source, accepted.original)
@@ -173,7 +168,7 @@ fn identify(worker: &Worker, pod: &LocalPod, stream: TcpStream, client: SocketAd
         upstream::reset(stream);
         return None;
     }
-    let accepted = Accepted { stream, client, original, source };
+    let accepted = Accepted { stream, client, original, source, chosen: None };
     // Policy may speak of source addresses and the destination shall see a true one: a pod that binds to
     // another's address (IP_TRANSPARENT, an address added to lo) goes nowhere.
     if !accepted.source.addresses.contains(&client.ip()) {
@@ -360,6 +355,7 @@ fn meta(
             .filter(|_| path == Path::Hbone)
             .map(|endpoint| SocketAddr::new(endpoint.ip(), mesh_common::PORT_HBONE)),
         service: None,
+        rule: accepted.chosen.as_ref().map(|chosen| Arc::clone(&chosen.rule)),
         decision_id: DecisionId::new(),
     }
 }

@@ -104,6 +104,7 @@ spec:
         "connection complete",
         "src.workload=\"reports\"",
         "dst.service=\"backup.default.svc.cluster.local\"",
+        "route_name=VirtualService default/db tcp[0]",
     ];
     eventually("the line of a connection", SOON, || {
         Ok(agent.log().lines().any(|line| parts.iter().all(|part| line.contains(part))))
@@ -310,8 +311,10 @@ spec:
     };
     let failed = nameless().err().context("it was served")?;
     ensure!(io_kind(&failed) == Some(ErrorKind::ConnectionReset), "{failed:#}");
-    let log = agent.log();
-    ensure!(log.contains("reason=\"no_route\"") && log.contains("reason=\"backend_invalid\""), "not told");
+    for reason in ["no_route", "backend_invalid"] {
+        let part = format!("reason=\"{reason}\"");
+        eventually("the line of a refused connection", SOON, || Ok(agent.log().contains(&part)))?;
+    }
     Ok(())
 }
 

@@ -20,6 +20,7 @@ fn meta(world: &World, direction: Direction, to: &str) -> ConnMeta {
         destination: Party::local(destination, address),
         hbone_address: None,
         service: None,
+        rule: None,
         decision_id: DecisionId::new(),
     }
 }

@@ -141,6 +141,8 @@ fn of_tcp(reader: &mut Reader<'_>, field: &str, tcp: &TcpSettings, limits: &mut 
     }
     if let Some(time) = idle(reader, &format!("{field}.idleTimeout"), tcp.idle_timeout.as_ref()) {
         limits.tcp_idle = time;
+        // For HTTP too, as far as `http.idleTimeout` does not say otherwise (Istio's `applyConnectionPool`).
+        limits.http_idle = time;
     }
     limits.max_connection_duration =
         reader.positive(&format!("{field}.maxConnectionDuration"), tcp.max_connection_duration.as_ref());

@@ -72,6 +72,7 @@ impl Target {
             hbone_address: (path == Path::Hbone)
                 .then(|| SocketAddr::new(endpoint.ip(), mesh_common::PORT_HBONE)),
             service: service.map(Arc::clone),
+            rule: None,
             decision_id: DecisionId::new(),
         };
         let client_cert = match &transport {

@@ -83,6 +83,9 @@ fn the_pool_s_limits_where_zero_is_none() {
             h2_upgrade: H2Upgrade::Upgrade,
         }
     );
+    // Where HTTP says nothing of its own, TCP's idle time is for both.
+    let idle = policy("connectionPool: {tcp: {idleTimeout: 4s}}").pool;
+    assert_eq!((idle.tcp_idle, idle.http_idle), (Duration::from_secs(4), Duration::from_secs(4)));
     let zero =
         policy("connectionPool: {tcp: {maxConnections: 0}, http: {maxRetries: 0, http2MaxRequests: 0}}");
     assert_eq!(zero.pool, PoolLimits::default());
