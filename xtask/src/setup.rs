@@ -73,6 +73,16 @@ pub(crate) fn ensure_conformance() -> Result<Tools> {
     Ok(tools)
 }
 
+/// What `bench http` measures beside the mesh and Debian has; Envoy is [`envoy`]'s.
+pub(crate) fn ensure_proxies() -> Result<()> {
+    let _lock = lock()?;
+    let wanted = [
+        ("haproxy", "haproxy", "the benchmark runs it beside the mesh"),
+        ("perf", "linux-perf", "the benchmark counts the agents' system calls with it"),
+    ];
+    apt::install_missing(&missing(&wanted))
+}
+
 /// One setup at a time on a machine: two clones share the tools folder.
 fn lock() -> Result<std::fs::File> {
     let dir = paths::tools();
@@ -106,10 +116,16 @@ fn lab_packages(need: Need) -> Vec<apt::Package> {
         ("nft", "nftables", "kube-proxy writes its rules with it"),
         ("conntrack", "conntrack", "kube-proxy forgets stale connections with it"),
     ];
-    let more = if need >= Need::Cluster { &cluster[..] } else { &[] };
-    lab.iter()
-        .chain(more)
-        // A path that is absolute stands for itself.
+    let mut packages = missing(&lab);
+    if need >= Need::Cluster {
+        packages.extend(missing(&cluster));
+    }
+    packages
+}
+
+/// The packages whose program is not there. A path that is absolute stands for itself.
+fn missing(all: &[(&str, &'static str, &'static str)]) -> Vec<apt::Package> {
+    all.iter()
         .filter(|(program, _, _)| paths::find_program(program).is_none())
         .map(|(_, name, why)| apt::Package { name, why })
         .collect()

@@ -31,16 +31,20 @@ pub const STREAMS_PER_TUNNEL: usize = 100;
 /// Streams a peer may have open on one tunnel at once.
 pub const SERVER_STREAMS_MAX: u32 = 200;
 /// Bytes a peer may send on a stream that nobody reads, while the tunnel is young, crowded or slow.
-pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+pub const STREAM_WINDOW_BYTES: u32 = 352 * 1024;
 /// The same once the tunnel moves much data on few streams.
 pub const STREAM_WINDOW_GROWN_BYTES: u32 = 1024 * 1024;
+// h2 tells the peer of bytes that were read once they are half of what is left of the window, and looks only when some
+// are read. Up to a third of a grown window may so be used and not told of; if shrinking took the rest, the peer could
+// send nothing more, nothing more would be read, and the stream would stand still for ever.
+const _: () = assert!(STREAM_WINDOW_BYTES > STREAM_WINDOW_GROWN_BYTES / 3);
 /// Most streams on a tunnel whose windows are grown.
 pub const GROWN_STREAMS_MAX: usize = 16;
 /// Bytes received on a tunnel, with few streams open, after which its stream windows grow.
 pub const GROW_AFTER_BYTES: u64 = 4 * 1024 * 1024;
 /// Bytes that all streams of one tunnel may hold unread. More than every stream's window together, so that
 /// stalled streams can never use up the connection's window and with it stall the others.
-pub const TUNNEL_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
+pub const TUNNEL_WINDOW_BYTES: u32 = 80 * 1024 * 1024;
 const _: () = assert!(
     GROWN_STREAMS_MAX as u64 * STREAM_WINDOW_GROWN_BYTES as u64
         + (SERVER_STREAMS_MAX as u64 - GROWN_STREAMS_MAX as u64) * STREAM_WINDOW_BYTES as u64
@@ -61,7 +65,7 @@ pub const LOCAL_ERROR_RESETS_MAX: usize = 1024;
 /// Streams we reset and remember, so that what the peer sent before it knew is ignored.
 pub const RESETS_REMEMBERED: usize = 1024;
 /// Framing overhead of small DATA frames that nobody reads, bytes (h2 counts 256 less the payload for each).
-/// Room for every stream to stall with 64-byte frames in its window would be 150 MiB; a quarter of the tunnel's
+/// Room for every stream to stall with 64-byte frames in its window would be 206 MiB; a fifth of the tunnel's
 /// window is what is granted.
 pub const SMALL_FRAMES_OVERHEAD_BYTES: usize = 16 * 1024 * 1024;
 /// Streams opened on one tunnel over its life; then the pool opens another, so that the counters above start anew.

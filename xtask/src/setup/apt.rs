@@ -59,8 +59,9 @@ fn apt() -> Command {
 }
 
 /// Packages that come with a service, the package that owns it, and its name.
-const SERVICES: [(&str, &str, &str); 3] = [
+const SERVICES: [(&str, &str, &str); 4] = [
     ("nginx", "nginx-common", "nginx.service"),
+    ("haproxy", "haproxy", "haproxy.service"),
     ("etcd-server", "etcd-server", "etcd.service"),
     ("containerd", "containerd", "containerd.service"),
 ];

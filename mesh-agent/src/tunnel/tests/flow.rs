@@ -78,6 +78,46 @@ fn sixteen_stalled_streams_hold_bounded_bytes_and_the_seventeenth_moves_64_mib()
     });
 }
 
+/// Sends bytes in pieces, each when the one before has come back.
+async fn exchange(stream: &mut Stream, total: usize) {
+    let piece = Bytes::from(vec![1; 8 * 1024]);
+    for _ in 0..total / piece.len() {
+        send(stream, piece.clone()).await.unwrap();
+        let mut left = piece.len();
+        while left > 0 {
+            let bytes = recv(stream).await.unwrap().unwrap();
+            stream.release(bytes.len());
+            left -= bytes.len();
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_has_used_much_of_a_grown_window_goes_on_after_it_shrank() {
+    worker(async {
+        let mesh = Mesh::new().await;
+        let port = Port::new(&mesh.server, echo()).await;
+        let pool = Pool::new(TunnelSettings::default());
+        let mut streams = Vec::new();
+        for _ in 0..2 {
+            streams.push(mesh.open(&pool, port.address).await.unwrap());
+        }
+        // Grows the windows of both sides.
+        exchange(&mut streams[0], 2 * GROW_AFTER_BYTES as usize).await;
+        // As much as is not told of yet.
+        exchange(&mut streams[1], 336 * 1024).await;
+        // Shrinks them.
+        while streams.len() <= GROWN_STREAMS_MAX {
+            streams.push(mesh.open(&pool, port.address).await.unwrap());
+        }
+        for stream in streams.iter_mut().skip(2) {
+            exchange(stream, 64 * 1024).await;
+        }
+        exchange(&mut streams[1], 64 * 1024).await;
+        assert_eq!(port.tunnels.get(), 1);
+    });
+}
+
 #[test]
 fn streams_that_stall_with_small_frames_do_not_cost_the_tunnel() {
     worker(async {

@@ -21,10 +21,14 @@ pub(crate) struct Used {
     /// The proxies' part of it.
     pub(crate) proxies: f64,
     pub(crate) foreign: f64,
+    /// CPU seconds of the whole machine, whoever they belong to.
+    pub(crate) machine: f64,
 }
 
 struct Machine {
+    /// Without interrupts.
     busy: u64,
+    interrupts: u64,
     all: u64,
 }
 
@@ -43,6 +47,7 @@ impl Meter {
             own: own as f64 / TICKS,
             proxies: proxies as f64 / TICKS,
             foreign: busy.saturating_sub(own) as f64 / all as f64,
+            machine: (busy + now.interrupts.saturating_sub(self.machine.interrupts)) as f64 / TICKS,
         })
     }
 }
@@ -64,5 +69,5 @@ fn machine() -> Result<Machine> {
         .filter_map(|field| field.parse().ok())
         .collect();
     let at = |index: usize| fields.get(index).copied().unwrap_or(0);
-    Ok(Machine { busy: at(0) + at(1) + at(2) + at(7), all: (0..8).map(at).sum() })
+    Ok(Machine { busy: at(0) + at(1) + at(2) + at(7), interrupts: at(5) + at(6), all: (0..8).map(at).sum() })
 }

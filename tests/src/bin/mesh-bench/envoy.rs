@@ -1,5 +1,5 @@
-//! A pair of Envoy proxies with mutual TLS between them, relaying TCP as a pair of sidecars would: the measure beside
-//! which the mesh's figures are read on any machine.
+//! Envoy beside the mesh: a pair with mutual TLS between them, relaying TCP or HTTP as a pair of sidecars would, or one
+//! plaintext hop. The measure by which the mesh's figures are read on any machine.
 //!
 //! Owns: their configuration, their certificates and their processes. One worker thread each, as each agent's share of a
 //! two-processor machine; no access log, as the agents have none here.
@@ -18,10 +18,19 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// The name that both sides' certificates bear.
 const PEER: &str = "peer.bench";
 
+/// What Envoy understands of what it relays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reads {
+    Bytes,
+    /// HTTP/1.1 on both sides, with a route.
+    Requests,
+}
+
 /// What the pair relays.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Relayed {
     pub(crate) name: &'static str,
+    pub(crate) reads: Reads,
     /// Where the client finds its side, on the loopback of its pod.
     pub(crate) entry: u16,
     /// Where the server's side takes TLS.
@@ -67,6 +76,21 @@ impl EnvoyPair {
     }
 }
 
+/// One plaintext hop in a pod: its port on the loopback for each destination.
+pub(crate) fn hop(lab: &Lab, program: &Path, pod: &Pod, ways: &[(u16, SocketAddr)]) -> Result<Process> {
+    fs::create_dir_all(lab.dir().join("envoy")).context("cannot create Envoy's folder")?;
+    let part = |(entry, to): &(u16, SocketAddr)| {
+        let name = format!("hop-{entry}");
+        let at = SocketAddr::from(([127, 0, 0, 1], *entry));
+        (listener(&name, Reads::Requests, at, None), cluster(&name, *to, None))
+    };
+    let process = spawn(lab, program, pod, "hop", ways.iter().map(part).collect())?;
+    eventually("Envoy's hop", DEADLINE, || {
+        pod.run(|| Ok(ways.iter().all(|(entry, _)| TcpStream::connect(("127.0.0.1", *entry)).is_ok())))
+    })?;
+    Ok(process)
+}
+
 fn spawn(lab: &Lab, program: &Path, pod: &Pod, side: &str, parts: Vec<(Value, Value)>) -> Result<Process> {
     let (listeners, clusters): (Vec<Value>, Vec<Value>) = parts.into_iter().unzip();
     let config = json!({"static_resources": {"listeners": listeners, "clusters": clusters}});
@@ -86,7 +110,7 @@ fn client_side(dir: &Path, relayed: &Relayed, far: SocketAddr) -> (Value, Value)
     });
     let to = SocketAddr::new(far.ip(), relayed.tunnel);
     let entry = SocketAddr::from(([127, 0, 0, 1], relayed.entry));
-    (listener(relayed.name, entry, None), cluster(relayed.name, to, Some(context)))
+    (listener(relayed.name, relayed.reads, entry, None), cluster(relayed.name, to, Some(context)))
 }
 
 fn server_side(dir: &Path, relayed: &Relayed) -> (Value, Value) {
@@ -97,17 +121,39 @@ fn server_side(dir: &Path, relayed: &Relayed) -> (Value, Value) {
     });
     let tunnel = SocketAddr::from(([0, 0, 0, 0], relayed.tunnel));
     let application = SocketAddr::from(([127, 0, 0, 1], relayed.application));
-    (listener(relayed.name, tunnel, Some(context)), cluster(relayed.name, application, None))
+    (listener(relayed.name, relayed.reads, tunnel, Some(context)), cluster(relayed.name, application, None))
 }
 
-fn listener(name: &str, at: SocketAddr, tls: Option<Value>) -> Value {
-    let mut chain = json!({"filters": [{
-        "name": "envoy.filters.network.tcp_proxy",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-            "stat_prefix": name, "cluster": name,
-        },
-    }]});
+fn listener(name: &str, reads: Reads, at: SocketAddr, tls: Option<Value>) -> Value {
+    let filter = match reads {
+        Reads::Bytes => json!({
+            "name": "envoy.filters.network.tcp_proxy",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                "stat_prefix": name, "cluster": name,
+            },
+        }),
+        Reads::Requests => json!({
+            "name": "envoy.filters.network.http_connection_manager",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.\
+                          HttpConnectionManager",
+                "stat_prefix": name,
+                "route_config": {"virtual_hosts": [{
+                    "name": name, "domains": ["*"],
+                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": name, "timeout": "0s"}}],
+                }]},
+                "http_filters": [{
+                    "name": "envoy.filters.http.router",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+                        "suppress_envoy_headers": true,
+                    },
+                }],
+            },
+        }),
+    };
+    let mut chain = json!({"filters": [filter]});
     if let Some(tls) = tls {
         chain["transport_socket"] = transport(tls);
     }

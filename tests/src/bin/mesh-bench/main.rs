@@ -10,6 +10,7 @@ mod envoy;
 mod http;
 mod report;
 mod stage;
+mod web;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,7 +22,8 @@ use crate::cpu::Meter;
 use crate::report::{Report, Row};
 use crate::stage::{Pair, Stage, Way};
 
-const USAGE: &str = "usage: mesh-bench [bypass|tunnel] [--with-envoy] [--rounds N] [--seconds S] [--json]\n\n  \
+const USAGE: &str = "usage: mesh-bench [bypass|tunnel] [--with-envoy] [--rounds N] [--seconds S] [--json]\n       \
+     mesh-bench http ... (see `mesh-bench http --help`)\n\n  \
      bypass        only the same node\n  tunnel        only across nodes\n  --with-envoy  an Envoy TCP pair with mutual \
      TLS in the same rounds (NODEMESH_ENVOY names the program)\n  --rounds N    rounds to keep (default 5)\n  \
      --seconds S   length of one measurement (default 2)\n  --json        print the figures as JSON\n\n\
@@ -108,7 +110,11 @@ impl Samples {
 }
 
 fn main() -> ExitCode {
-    let options = match options(std::env::args().skip(1)) {
+    let mut words = std::env::args().skip(1).peekable();
+    if words.next_if_eq("http").is_some() {
+        return web::main(words);
+    }
+    let options = match options(words) {
         Ok(Some(options)) => options,
         Ok(None) => {
             println!("{USAGE}");
@@ -320,8 +326,12 @@ fn one(stage: &Stage, pair: Pair, work: Work, way: Way, length: Duration) -> Res
 impl Work {
     fn run(self, route: &stage::Route<'_>, length: Duration) -> Result<http::Count> {
         match self {
-            Self::Requests(connections) => http::requests(route, connections, length),
-            Self::Connections => http::connections(route, OPENING, length),
+            Self::Requests(connections) => {
+                http::requests(route.client, route.http, connections, length).map(|load| load.count)
+            }
+            Self::Connections => {
+                http::connections(route.client, route.http, OPENING, length).map(|load| load.count)
+            }
             Self::Upload => bulk::move_bytes(route, true, length),
             Self::Download => bulk::move_bytes(route, false, length),
         }

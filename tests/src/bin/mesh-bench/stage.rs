@@ -11,12 +11,12 @@ use anyhow::{Context, Result, bail};
 use mesh_tests::{Agent, AgentSpec, App, Lab, Pod, PodSpec, Process, client, eventually, leaks};
 
 use crate::bulk;
-use crate::envoy::{EnvoyPair, Relayed};
+use crate::envoy::{EnvoyPair, Reads, Relayed};
 
-const HTTP_PORT: u16 = 8080;
+pub(crate) const HTTP_PORT: u16 = 8080;
 const BULK_PORT: u16 = 5001;
 const IDLE_PORT: u16 = 5002;
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 const NGINX: &str = "/usr/sbin/nginx";
 
 /// Where client and server are.
@@ -37,8 +37,10 @@ pub(crate) enum Way {
     Envoy,
 }
 
-const ENVOY_HTTP: Relayed = Relayed { name: "http", entry: 18080, tunnel: 28080, application: HTTP_PORT };
-const ENVOY_BULK: Relayed = Relayed { name: "bulk", entry: 15101, tunnel: 25101, application: BULK_PORT };
+const ENVOY_HTTP: Relayed =
+    Relayed { name: "http", reads: Reads::Bytes, entry: 18080, tunnel: 28080, application: HTTP_PORT };
+const ENVOY_BULK: Relayed =
+    Relayed { name: "bulk", reads: Reads::Bytes, entry: 15101, tunnel: 25101, application: BULK_PORT };
 
 /// A client's pod and a server's.
 struct Cast {
@@ -227,32 +229,50 @@ fn cast(lab: &Lab, namespace: &str) -> Result<Cast> {
 }
 
 fn server(lab: &Lab, pod: Pod) -> Result<Server> {
-    let dir = lab.dir().join(format!("nginx-{}-{}", pod.namespace(), pod.name()));
-    fs::create_dir_all(&dir).context("cannot create nginx's folder")?;
-    let config = dir.join("nginx.conf");
-    fs::write(&config, configuration(&dir.display().to_string()))
-        .context("cannot write nginx's configuration")?;
-    let mut command = Command::new(NGINX);
-    command.arg("-p").arg(&dir).arg("-c").arg(&config).args(["-e", "stderr"]);
-    let log = format!("nginx-{}-{}", pod.namespace(), pod.name());
-    let nginx = lab.spawn(pod.netns(), &log, command).context("nginx is missing; run `cargo xtask setup`")?;
-    eventually("nginx to listen", DEADLINE, || {
-        pod.run(|| Ok(TcpStream::connect(("127.0.0.1", HTTP_PORT)).is_ok()))
-    })?;
+    let nginx = nginx(lab, &pod)?;
     let received = bulk::serve(pod.netns(), BULK_PORT)?;
     Ok(Server { pod, nginx, received })
+}
+
+/// The application of every measurement, on [`HTTP_PORT`] of a pod.
+pub(crate) fn nginx(lab: &Lab, pod: &Pod) -> Result<Process> {
+    let name = format!("nginx-{}-{}", pod.namespace(), pod.name());
+    let config = configuration(&lab.dir().join(&name).display().to_string());
+    run_nginx(lab, pod, &name, &config, HTTP_PORT)
+}
+
+/// Starts an nginx with this configuration and waits until it listens on a port.
+pub(crate) fn run_nginx(lab: &Lab, pod: &Pod, name: &str, config: &str, port: u16) -> Result<Process> {
+    let dir = lab.dir().join(name);
+    fs::create_dir_all(&dir).context("cannot create nginx's folder")?;
+    let file = dir.join("nginx.conf");
+    fs::write(&file, config).context("cannot write nginx's configuration")?;
+    let mut command = Command::new(NGINX);
+    command.arg("-p").arg(&dir).arg("-c").arg(&file).args(["-e", "stderr"]);
+    let nginx = lab.spawn(pod.netns(), name, command).context("nginx is missing; run `cargo xtask setup`")?;
+    eventually("nginx to listen", DEADLINE, || {
+        pod.run(|| Ok(TcpStream::connect(("127.0.0.1", port)).is_ok()))
+    })?;
+    Ok(nginx)
 }
 
 /// One worker, answers of 1 KiB; `/close` ends the connection from the server's side, so that no port of the client waits.
 fn configuration(dir: &str) -> String {
     let body = "x".repeat(1024);
     format!(
+        "{}server {{ listen [::]:{HTTP_PORT} ipv6only=off backlog=4096;\n\
+         location / {{ return 200 \"{body}\"; }}\n\
+         location = /close {{ keepalive_timeout 0; return 200 \"{body}\"; }} }} }}\n",
+        preamble(dir)
+    )
+}
+
+/// One process, nothing written outside its folder, connections that are kept; the `http` block stays open.
+pub(crate) fn preamble(dir: &str) -> String {
+    format!(
         "user root; daemon off; master_process off; worker_processes 1; pid {dir}/nginx.pid; error_log stderr crit;\n\
          events {{ worker_connections 8192; }}\n\
          http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p;\n\
-         fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n\
-         server {{ listen [::]:{HTTP_PORT} ipv6only=off backlog=4096;\n\
-         location / {{ return 200 \"{body}\"; }}\n\
-         location = /close {{ keepalive_timeout 0; return 200 \"{body}\"; }} }} }}\n"
+         fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n"
     )
 }
