@@ -2,10 +2,12 @@
 //!
 //! Each of the lab's servers is one thread in the pod's namespace with a runtime of its own. It remembers whom it saw,
 //! because what the application sees is what most tests are about.
+mod grpc;
 mod http;
 mod nginx;
 mod tcp;
 mod tls;
+mod websocket;
 
 use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -222,6 +224,16 @@ impl App {
         let serve =
             move |stream, stats| -> Serving { Box::pin(http::serve(stream, stats, Arc::clone(&name))) };
         Self::start(pod.netns(), port, Arc::new(serve))
+    }
+
+    /// A gRPC server by tonic, service `lab.Talk`, that shouts; see [`grpc`].
+    pub fn grpc(pod: &Pod, port: u16) -> Result<Self> {
+        Self::start(pod.netns(), port, Arc::new(|stream, stats| Box::pin(grpc::serve(stream, stats))))
+    }
+
+    /// A WebSocket server by tungstenite that speaks first and then gives every message back; see [`websocket`].
+    pub fn websocket(pod: &Pod, port: u16) -> Result<Self> {
+        Self::start(pod.netns(), port, Arc::new(|stream, _stats| Box::pin(websocket::serve(stream))))
     }
 
     /// A server of any behaviour in any namespace.

@@ -21,6 +21,7 @@ pub mod apps;
 mod cgroups;
 pub mod client;
 pub mod cluster;
+pub mod guide;
 pub mod helm;
 pub mod http2;
 mod ip;

@@ -291,6 +291,23 @@ pub struct EndpointView {
     pub ready: bool,
     /// How this node would reach it.
     pub path: Option<Path>,
+    /// Requests and relayed connections of this node's pods that are under way there; only among Services.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<u32>,
+    /// Pods of this node that leave it alone for a while because it failed them (`outlierDetection`); the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ejected: Option<Vec<EjectionView>>,
+}
+
+/// An endpoint as one pod sees it that has had errors from it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EjectionView {
+    /// `NAMESPACE/NAME` of the pod that called it.
+    pub by: String,
+    /// Of which subset it is one, where the route named one.
+    pub subset: Option<String>,
+    /// It comes back at the first sweep after that (`outlierDetection.interval`).
+    pub until: Timestamp,
 }
 
 /// One row of `mesh-agent policies`.

@@ -23,8 +23,9 @@ use crate::admin::{
 use crate::capture::{ClosedFlow, LiveFlow};
 use crate::compile::mesh_config;
 use crate::config::Settings;
-use crate::model::{Reason, WorkloadId};
+use crate::model::{Reason, Service, WorkloadId};
 use crate::observe::{BypassedFlow, ConnMeta, DecisionId, Direction, Limit, Metrics, Party, Path, Probe};
+use crate::proxy::http::destination::Seen;
 use crate::proxy::limits;
 use crate::proxy::worker::Shared;
 use crate::source::Source;
@@ -272,7 +273,22 @@ impl AdminSource for NodeView {
 
     fn services(&self) -> Vec<ServiceView> {
         let world = self.shared.store.load();
-        world.services().map(|service| rows::service(&world, &self.shared.node, service)).collect()
+        let mut seen: BTreeMap<_, Vec<Seen>> = BTreeMap::new();
+        for one in self.shared.destinations.seen() {
+            seen.entry((one.service.clone(), one.port, one.endpoint)).or_default().push(one);
+        }
+        let clock = rows::Clock { now: SystemTime::now(), now_ms: self.shared.now_ms() };
+        let view = |service: &Service| {
+            let mut view = rows::service(&world, &self.shared.node, service);
+            for port in &mut view.ports {
+                for endpoint in &mut port.endpoints {
+                    let seen = seen.get(&(service.id.clone(), port.port, endpoint.address));
+                    rows::stand(&world, endpoint, seen.map_or(&[], Vec::as_slice), &clock);
+                }
+            }
+            view
+        };
+        world.services().map(|service| view(service)).collect()
     }
 
     fn policies(&self) -> Vec<PolicyView> {

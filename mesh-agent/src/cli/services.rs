@@ -26,6 +26,10 @@ pub(super) fn draw(all: &[ServiceView], style: Style) -> String {
         };
         for port in &service.ports {
             let ready = port.endpoints.iter().filter(|endpoint| endpoint.ready).count();
+            let ejected = port
+                .endpoints
+                .iter()
+                .any(|endpoint| endpoint.ejected.as_ref().is_some_and(|by| !by.is_empty()));
             let text = format!("{ready}/{}", port.endpoints.len());
             let mut row = vec![
                 Cell::new(&service.namespace),
@@ -41,7 +45,7 @@ pub(super) fn draw(all: &[ServiceView], style: Style) -> String {
                     text,
                     match ready {
                         0 => Paint::Bad,
-                        some if some < port.endpoints.len() => Paint::Warn,
+                        some if some < port.endpoints.len() || ejected => Paint::Warn,
                         _ => Paint::Good,
                     },
                 ),
@@ -61,7 +65,16 @@ pub(super) fn draw(all: &[ServiceView], style: Style) -> String {
 }
 
 fn endpoint(endpoint: &EndpointView) -> String {
-    let path = endpoint.path.map_or_else(String::new, |path| format!("({path})"));
+    let mut known: Vec<String> = endpoint.path.iter().map(ToString::to_string).collect();
+    known.extend(endpoint.active.filter(|active| *active > 0).map(|active| format!("{active} active")));
+    known.extend(endpoint.ejected.iter().flatten().map(|ejection| {
+        let subset =
+            ejection.subset.as_ref().map_or_else(String::new, |subset| format!(" in subset {subset}"));
+        format!("ejected by {}{subset} until {}", ejection.by, ejection.until)
+    }));
     let ready = if endpoint.ready { "" } else { "!" };
-    format!("{ready}{}{path}", endpoint.address)
+    match known.is_empty() {
+        true => format!("{ready}{}", endpoint.address),
+        false => format!("{ready}{}({})", endpoint.address, known.join(", ")),
+    }
 }

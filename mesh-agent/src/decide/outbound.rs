@@ -9,6 +9,7 @@ use super::connection::{self, ConnView};
 use super::{Destination, MESH_PORTS, Snapshot};
 use crate::model::connection::ConnRule;
 use crate::model::route::Backend;
+use crate::model::traffic::ClientTls;
 use crate::model::{Balance, Endpoint, MtlsMode, Reason, Service, Workload};
 
 /// What to do with a connection, before anything is done.
@@ -175,6 +176,20 @@ pub fn backend_port(service: &Service, named: Option<u16>, dialled: u16) -> Opti
         _ => None,
     };
     named.or_else(|| service.port(dialled).map(|port| port.port)).or_else(only)
+}
+
+/// The transport of a client whose DestinationRule says this of it. In plaintext it proves no identity, on its own node
+/// neither: what STRICT refuses is refused alike.
+pub fn transport_under<'a, S: Snapshot + ?Sized>(
+    world: &S,
+    node: &str,
+    target: impl Into<Target<'a>>,
+    tls: ClientTls,
+) -> Transport {
+    match tls {
+        ClientTls::Disable => Transport::Plain,
+        ClientTls::Mesh => transport(world, node, target),
+    }
 }
 
 /// The transport from an agent of `node` to a target.

@@ -209,6 +209,12 @@ impl Fault {
     pub fn is_empty(&self) -> bool {
         self.delay.is_none() && self.abort.is_none()
     }
+
+    /// Whether any request can meet one.
+    pub fn may_happen(&self) -> bool {
+        let ever = |share: Option<Millionths>| share.is_some_and(|share| share != Millionths::NEVER);
+        ever(self.delay.map(|(share, _)| share)) || ever(self.abort.map(|(share, _)| share))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

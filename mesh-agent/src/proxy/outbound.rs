@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::decide::circuit::Guard;
-use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport};
+use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport_under};
 use crate::decide::{Snapshot as _, inbound};
 use crate::model::{Reason, Service, Workload};
 use crate::net::sock;
@@ -203,7 +203,7 @@ async fn try_endpoints(
         let endpoint = &choice.endpoints[index];
         let leg = Leg {
             endpoint: endpoint.address,
-            transport: transport(world, &worker.shared.node, endpoint),
+            transport: transport_under(world, &worker.shared.node, endpoint, choice.tls()),
             service: plan.service.as_ref().map(Arc::clone),
             known: true,
             owner: world.workload_at(endpoint.address.ip()).map(Arc::clone),

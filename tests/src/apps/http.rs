@@ -145,6 +145,8 @@ fn grpc(request: Request<Incoming>) -> Response<Said> {
     trailers.insert("grpc-status", status.unwrap_or(HeaderValue::from_static("0")));
     let mut response = Response::new(Said::Echo { body: request.into_body(), trailers: Some(trailers) });
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    // Without it HTTP/1.1 has no place for them (RFC 9110, 6.6.2).
+    response.headers_mut().insert("trailer", HeaderValue::from_static("grpc-status"));
     response
 }
 
@@ -188,7 +190,7 @@ impl Body for Said {
 
 /// Runs hyper's tasks on the app's thread.
 #[derive(Clone, Copy)]
-struct Local;
+pub(super) struct Local;
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
     fn execute(&self, task: F) {

@@ -2,8 +2,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use mesh_tests::guide;
 
-use crate::guide;
 use crate::routing::myapp;
 
 /// The guide's faults: half of the requests wait 5 s, a tenth ends with 500, independently of each other.

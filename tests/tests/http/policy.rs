@@ -4,9 +4,8 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use http::Request;
 use mesh_tests::client::{Ask, Session};
-use mesh_tests::{PodSpec, eventually, http2};
+use mesh_tests::{PodSpec, eventually, guide, http2};
 
-use crate::guide;
 use crate::shop::{NS, SOON, Shop, TARGET};
 
 /// The guide's policy: frontend may GET and POST /api/*, everything else is refused, on one node and across two, by

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use mesh_tests::client::Ask;
-use mesh_tests::eventually;
+use mesh_tests::{eventually, guide};
 
-use crate::guide;
 use crate::routing::{myapp, text};
 use crate::shop::{SOON, Shop};
 

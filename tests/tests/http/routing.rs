@@ -3,10 +3,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use mesh_tests::client::{Ask, Session};
-use mesh_tests::eventually;
+use mesh_tests::{eventually, guide};
 use serde_json::Value;
 
-use crate::guide;
 use crate::shop::{SOON, Service, Shop};
 
 pub(crate) const SUBSETS: &str = r"apiVersion: networking.istio.io/v1

@@ -20,6 +20,50 @@ pub(crate) struct Server {
     pub(crate) pod: Pod,
 }
 
+/// Lets a policy ask about every request: then the destination's agent reads them too.
+pub(crate) const READ_EVERYTHING: &str = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: read, namespace: production}
+spec: {rules: [{to: [{operation: {paths: ['/*']}}]}]}
+";
+
+/// One server near the client and one on the other node, each behind a Service of its own.
+pub(crate) struct Pair {
+    pub(crate) shop: Shop,
+    pub(crate) services: [Service; 2],
+}
+
+impl Pair {
+    pub(crate) fn new(scenario: &str, protocol: Option<&'static str>) -> Result<Self> {
+        Self::serving(scenario, protocol, App::http)
+    }
+
+    pub(crate) fn serving(
+        scenario: &str,
+        protocol: Option<&'static str>,
+        app: fn(&Pod, u16) -> Result<App>,
+    ) -> Result<Self> {
+        let servers = [("near-1", "near", "v1", "node-a"), ("far-1", "far", "v1", "node-b")];
+        let shop = Shop::serving(NS, scenario, &servers, |pod| app(pod, TARGET))?;
+        let services = [shop.service("near", protocol)?, shop.service("far", protocol)?];
+        Ok(Self { shop, services })
+    }
+
+    /// Does `test` with each of the two Services, with bytes and then with requests relayed by the destination's agent.
+    pub(crate) fn each(&self, test: impl Fn(&Self, &Service) -> Result<()>) -> Result<()> {
+        for read in [false, true] {
+            if read {
+                self.shop.apply("read", READ_EVERYTHING)?;
+            }
+            for service in &self.services {
+                test(self, service)
+                    .with_context(|| format!("{}, read by its agent: {read}", service.name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 pub(crate) struct Shop {
     namespace: &'static str,
     pub(crate) agents: Vec<Agent>,

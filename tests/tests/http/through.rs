@@ -10,22 +10,7 @@ use mesh_tests::client::Ask;
 use mesh_tests::{http2, wait};
 use serde_json::Value;
 
-use crate::shop::{PORT, SOON, Service, Shop};
-
-/// One server near the client and one on the other node, each behind a Service of its own.
-struct Pair {
-    shop: Shop,
-    services: [Service; 2],
-}
-
-impl Pair {
-    fn new(scenario: &str, protocol: Option<&'static str>) -> Result<Self> {
-        let shop =
-            Shop::new(scenario, &[("near-1", "near", "v1", "node-a"), ("far-1", "far", "v1", "node-b")])?;
-        let services = [shop.service("near", protocol)?, shop.service("far", protocol)?];
-        Ok(Self { shop, services })
-    }
-}
+use crate::shop::{PORT, Pair, SOON};
 
 fn header<'a>(said: &'a Value, name: &str) -> Option<&'a str> {
     said["headers"][name][0].as_str()

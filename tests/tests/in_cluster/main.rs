@@ -47,6 +47,7 @@ fn a_namespace_joins_and_leaves_the_mesh_on_a_real_cluster() -> Result<()> {
     mesh.step("pods for policies", policy::start)?;
     mesh.step("a PeerAuthentication is in force", policy::peer_authentication)?;
     mesh.step("an AuthorizationPolicy is in force", policy::authorization_policy)?;
+    mesh.step("the guide's policy on requests holds", policy::requests)?;
     mesh.step("without the label pods talk in clear again", join::left)?;
     mesh.step("nothing is left of the mesh", join::uninstall)
 }

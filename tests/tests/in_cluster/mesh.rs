@@ -62,7 +62,7 @@ impl Mesh {
         Ok(said.into_owned())
     }
 
-    fn agent_output(&self, words: &[&str]) -> Result<Output> {
+    pub(crate) fn agent_output(&self, words: &[&str]) -> Result<Output> {
         let mut command = Command::new(agent::binary()?);
         command.args(words).env("KUBECONFIG", self.cluster.admin_kubeconfig());
         command.output().context("cannot start mesh-agent")

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
+use mesh_tests::guide;
 use serde_json::json;
 
 use crate::mesh::{Mesh, PodOf, SOON, namespace};
@@ -68,6 +69,73 @@ pub(crate) fn authorization_policy(mesh: &Mesh) -> Result<()> {
         mesh.kubectl(&format!("delete pods -n {namespace} --all --wait=false"))?;
     }
     judge("AuthorizationPolicy", times)
+}
+
+/// The namespace that the guide's policy speaks of.
+const GUIDE: &str = "production";
+
+/// The guide's AuthorizationPolicy as it stands: the account `frontend` may GET and POST /api/*, all else is 403, whatever
+/// node the backend is on and whatever address is used.
+pub(crate) fn requests(mesh: &Mesh) -> Result<()> {
+    let pod = PodOf { namespace: GUIDE, node: "node-a", args: "[pause]", ..PodOf::default() };
+    let backend = PodOf { account: "backend", labels: "app: backend", args: "[serve]", ..pod };
+    let service = |name: &str, more: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: {GUIDE}}}, spec: {{selector: \
+             {{app: backend}}, {more} ports: [{{name: http, port: 80, targetPort: 8080}}]}}}}\n"
+        )
+    };
+    mesh.cluster.apply(
+        &[
+            namespace(GUIDE, true, &["frontend", "backend", "other"]),
+            service("backend", ""),
+            PodOf { name: "near", ..backend }.yaml(),
+            PodOf { name: "far", node: "node-b", ..backend }.yaml(),
+            PodOf { name: "frontend", account: "frontend", ..pod }.yaml(),
+            PodOf { name: "other", account: "other", ..pod }.yaml(),
+        ]
+        .concat(),
+    )?;
+    mesh.cluster.wait_ready(GUIDE, "", 4)?;
+    mesh.wait_captured(GUIDE, &["far", "frontend", "near", "other"])?;
+    let hosts = [
+        "backend".to_owned(),
+        format!("{}:8080", mesh.ip(GUIDE, "near")?),
+        format!("{}:8080", mesh.ip(GUIDE, "far")?),
+    ];
+    let ask = |client: &str, method: &str, host: &str, path: &str| {
+        mesh.app(GUIDE, client, &["ask", method, &format!("http://{host}{path}")])
+    };
+    for host in &hosts {
+        let said = ask("other", "GET", host, "/admin")?;
+        ensure!(said.starts_with("200 "), "before the policy, {host}: {said}");
+    }
+    mesh.cluster.apply(guide::AUTHORIZATIONPOLICY_ALLOW_FRONTEND_TO_BACKEND)?;
+    for host in &hosts {
+        mesh.cluster.wait(&format!("the policy to hold at {host}"), SOON, || {
+            Ok(ask("frontend", "GET", host, "/admin")?.starts_with("403 "))
+        })?;
+        for (client, method, path, status) in [
+            ("frontend", "GET", "/api/orders", "200"),
+            ("frontend", "POST", "/api/orders", "200"),
+            ("frontend", "DELETE", "/api/orders", "403"),
+            ("frontend", "GET", "/admin", "403"),
+            ("frontend", "GET", "/api/../admin", "403"),
+            ("other", "GET", "/api/orders", "403"),
+        ] {
+            let said = ask(client, method, host, path)?;
+            let (found, body) = said.split_once(' ').context("no status")?;
+            ensure!(found == status, "{client} {method} {host}{path}: {said}");
+            ensure!(
+                status != "403" || body.trim_end() == "RBAC: access denied",
+                "{client} {method} {host}{path}: {said}"
+            );
+        }
+    }
+    let asked = ["explain", "production/other", "backend.production:80", "GET", "/api/orders", "--cluster"];
+    let why = String::from_utf8_lossy(&mesh.agent_output(&asked)?.stdout).into_owned();
+    ensure!(why.contains("production/allow-frontend-to-backend"), "{why}");
+    Ok(())
 }
 
 fn judge(name: &str, mut times: Vec<Duration>) -> Result<()> {

@@ -10,12 +10,13 @@ use super::{connections, routes, rows};
 use crate::admin::{
     AskedRequest, ExplainError, ExplainQuery, Explanation, Match, PartyView, RouteView, StepView,
 };
-use crate::decide::Snapshot as _;
 use crate::decide::bypass::{KernelVerdict, kernel_verdict};
 use crate::decide::inbound::{self, ConnFacts, HttpFacts, Stage, Step};
-use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport};
+use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport_under};
 use crate::decide::path::normalise;
 use crate::decide::route::RequestView;
+use crate::decide::{Destination, Snapshot as _};
+use crate::model::traffic::ClientTls;
 use crate::model::{Endpoint, Reason, Service, Workload};
 use crate::observe::Path;
 use crate::world::World;
@@ -216,7 +217,10 @@ impl<'a> Story<'a> {
         let to = endpoint.address;
         let source_ip = self.source.address_like(to.ip()).unwrap_or_else(|| to.ip());
         let enrolled = self.source.enrolled;
-        let transport = if enrolled { transport(world, node, endpoint) } else { Transport::Plain };
+        let transport = match enrolled {
+            true => transport_under(world, node, endpoint, self.tls(world)),
+            false => Transport::Plain,
+        };
         let owner = world.workload_at(to.ip()).map(Arc::clone);
         let (path, why) = self.path(world, node, endpoint, &transport);
         let peer = match transport {
@@ -237,10 +241,22 @@ impl<'a> Story<'a> {
         Judged { path, why, owner, source_ip, steps, asks }
     }
 
+    /// What the DestinationRule of the Service that is called says.
+    fn tls(&self, world: &World) -> ClientTls {
+        let policy = world.service_at(self.target.ip()).and_then(|service| {
+            let to = Destination { service, port: self.target.port(), subset: None };
+            world.traffic(self.source, &to).ok()
+        });
+        policy.map_or(ClientTls::Mesh, |policy| policy.tls)
+    }
+
     fn path(&self, world: &World, node: &str, endpoint: &Endpoint, transport: &Transport) -> (Path, String) {
         match transport {
             Transport::Plain if !self.source.enrolled => {
                 (Path::Plain, "the source is not in the mesh".to_owned())
+            }
+            Transport::Plain if self.tls(world) == ClientTls::Disable => {
+                (Path::Plain, "its DestinationRule wants plaintext (tls.mode: DISABLE)".to_owned())
             }
             Transport::Plain => (Path::Plain, "the destination takes no mutual TLS on that port".to_owned()),
             Transport::Hbone(workload) => {

@@ -1,11 +1,12 @@
 //! One row of each listing.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use super::NodeView;
 use crate::admin::{
-    CertState, CertView, Check, ConnView, DiagnosticView, EndpointView, Enrolment, KindView, PartyView,
-    PolicyView, PortView, ServiceView, SettingView, Severity, WorkloadView,
+    CertState, CertView, Check, ConnView, DiagnosticView, EjectionView, EndpointView, Enrolment, KindView,
+    PartyView, PolicyView, PortView, ServiceView, SettingView, Severity, WorkloadView,
 };
 use crate::capture::LiveFlow;
 use crate::compile;
@@ -15,6 +16,7 @@ use crate::identity::{self, CertStatus};
 use crate::model::policy::AuthzScope;
 use crate::model::{Endpoint, Labels, MtlsMode, Service, Workload};
 use crate::observe::{ConnMeta, ConnSnapshot, Party, Path};
+use crate::proxy::http::destination::Seen;
 use crate::source::kube::{KindState, KindStatus};
 use crate::world::World;
 
@@ -127,7 +129,29 @@ pub(super) fn endpoint(world: &World, node: &str, endpoint: &Endpoint) -> Endpoi
         node: endpoint.node.to_string(),
         ready: endpoint.ready,
         path: Some(path_to(world, node, endpoint)),
+        active: None,
+        ejected: None,
     }
+}
+
+/// A moment, by the wall clock and by the data path's.
+pub(super) struct Clock {
+    pub(super) now: SystemTime,
+    pub(super) now_ms: u64,
+}
+
+/// Adds how an endpoint stands with those who call it.
+pub(super) fn stand(world: &World, endpoint: &mut EndpointView, seen: &[Seen], clock: &Clock) {
+    endpoint.active = Some(seen.iter().map(|one| one.active).sum());
+    let ejected = seen.iter().filter_map(|one| {
+        let left = Duration::from_millis(one.ejected_until_ms?.saturating_sub(clock.now_ms));
+        let by = world.workload(&one.source).map_or_else(|| one.source.to_string(), |pod| pod_name(pod));
+        let subset = one.subset.as_ref().map(ToString::to_string);
+        Some(EjectionView { by, subset, until: (clock.now + left).into() })
+    });
+    let mut ejected: Vec<EjectionView> = ejected.collect();
+    ejected.sort();
+    endpoint.ejected = Some(ejected);
 }
 
 /// The text form that serde gives an enum without fields.

@@ -2,6 +2,7 @@
 //! Called by `cli::cluster`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::fleet::{Answer, Fleet, Member};
 use super::{Target, health};
 use crate::admin::{
-    CertView, Client, ClientError, ConnView, PolicyView, ServiceView, State, Status, Version, WorkloadView,
+    CertView, Client, ClientError, ConnView, PolicyView, PortView, ServiceView, State, Status, Version,
+    WorkloadView,
 };
 use crate::cli::output::{Printer, Style};
 use crate::cli::table::{Cell, Paint, Table};
@@ -130,9 +132,27 @@ fn join_workloads(lists: Vec<Vec<WorkloadView>>) -> Vec<WorkloadView> {
 fn join_services(lists: Vec<Vec<ServiceView>>) -> Vec<ServiceView> {
     let mut all: BTreeMap<(String, String), ServiceView> = BTreeMap::new();
     for service in concatenate(lists) {
-        all.entry((service.namespace.clone(), service.name.clone())).or_insert(service);
+        match all.entry((service.namespace.clone(), service.name.clone())) {
+            Entry::Vacant(place) => drop(place.insert(service)),
+            Entry::Occupied(mut known) => known.get_mut().ports.iter_mut().for_each(|port| {
+                join_endpoints(port, &service);
+            }),
+        }
     }
     all.into_values().collect()
+}
+
+/// Each agent tells how endpoints stand with the pods of its own node.
+fn join_endpoints(port: &mut PortView, other: &ServiceView) {
+    let others = other.ports.iter().filter(|other| other.port == port.port);
+    for other in others.flat_map(|other| &other.endpoints) {
+        if let Some(known) = port.endpoints.iter_mut().find(|known| known.address == other.address) {
+            let sum = known.active.unwrap_or(0).saturating_add(other.active.unwrap_or(0));
+            known.active = known.active.or(other.active).map(|_| sum);
+            let ejected = other.ejected.iter().flatten().cloned();
+            known.ejected.get_or_insert_default().extend(ejected);
+        }
+    }
 }
 
 /// Each agent names the workloads of its own node.

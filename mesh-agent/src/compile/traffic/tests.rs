@@ -131,6 +131,11 @@ fn every_condition_of_a_match() {
             "uri: {regex: '/a.*'}",
             HttpMatch { path: Some(PathMatch::Regex(Regex::new("/a.*").unwrap())), ..none() },
         ),
+        // A pattern says by itself what case it minds.
+        (
+            "uri: {regex: '/A'}, ignoreUriCase: true",
+            HttpMatch { path: Some(PathMatch::Regex(Regex::new("/A").unwrap())), ..none() },
+        ),
         ("scheme: {exact: https}", HttpMatch { scheme: Some(exact("https")), ..none() }),
         ("method: {regex: 'GET|PUT'}", HttpMatch { method: Some(regex("GET|PUT")), ..none() }),
         ("authority: {prefix: a}", HttpMatch { authority: Some(Pattern::Prefix("a".into())), ..none() }),
@@ -329,6 +334,14 @@ fn a_fault_without_a_percentage_never_happens_and_a_mirror_without_one_always_do
         fault("abort: {grpcStatus: UNAVAILABLE, percentage: {value: 100}}").abort,
         Some((Millionths::ALWAYS, Abort::Grpc(14)))
     );
+    for (fault, told) in
+        [("delay: {fixedDelay: 1s, percentage: {value: 1}}", 2), ("delay: {fixedDelay: 1s}", 0)]
+    {
+        let entry = format!("{{fault: {{{fault}}}, timeout: 1s, retries: {{attempts: 1}}, {ROUTE}}}");
+        let found = findings(&virtual_service(&format!("{{{HOST} [{entry}]}}")));
+        let beside = found.iter().filter(|one| one.contains("has no effect beside a fault")).count();
+        assert_eq!(beside, told, "{found:?}");
+    }
     let mirrors = |text: &str| {
         with(text).mirrors.iter().map(|one| (one.share, one.backend.clone())).collect::<Vec<_>>()
     };

@@ -130,6 +130,14 @@ fn entry(
     let fault = fault(reader, &format!("{field}.fault"), route.fault.as_ref());
     let timeout = reader.duration(&format!("{field}.timeout"), route.timeout.as_ref());
     let retry = retries(reader, &format!("{field}.retries"), route.retries.as_ref());
+    if fault.may_happen() {
+        for (name, said) in [("timeout", route.timeout.is_some()), ("retries", route.retries.is_some())] {
+            if said {
+                let message = "has no effect beside a fault, as in Istio";
+                reader.warn(&format!("{field}.{name}"), message, "remove it, or the fault");
+            }
+        }
+    }
     let mirrors = mirrors(reader, &field, route);
     let cors = cors(reader, &format!("{field}.corsPolicy"), route.cors_policy.as_ref());
     let name = route.name.as_deref().filter(|name| !name.is_empty());

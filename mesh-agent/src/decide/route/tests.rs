@@ -129,6 +129,7 @@ fn a_parameter_s_first_value_counts_and_an_empty_one_is_there() {
 #[test]
 fn the_other_conditions() {
     let labels = |value: &str| [("app".to_owned(), value.to_owned())].into();
+    let at = |path: PathMatch| HttpMatch { path: Some(path), ..HttpMatch::default() };
     for (one, expected) in [
         (HttpMatch::default(), true),
         (HttpMatch { method: Some(exact("GET")), ..HttpMatch::default() }, true),
@@ -144,6 +145,10 @@ fn the_other_conditions() {
         (HttpMatch { source_namespace: Some("other".into()), ..HttpMatch::default() }, false),
         (HttpMatch { source_labels: labels("web"), ..HttpMatch::default() }, true),
         (HttpMatch { source_labels: labels("api"), ..HttpMatch::default() }, false),
+        // What follows the `?` is no part of the path.
+        (at(PathMatch::Exact { path: "/a/b".into(), ignore_case: false }), true),
+        (at(PathMatch::Exact { path: "/a/b?x=1".into(), ignore_case: false }), false),
+        (at(PathMatch::Regex(Regex::new("/a/.").unwrap())), true),
         (HttpMatch { method: Some(exact("GET")), port: Some(80), ..HttpMatch::default() }, false),
     ] {
         assert_eq!(holds(&one), expected, "{one:?}");

@@ -25,10 +25,10 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 /// What a cluster is found by. Limits and ejections are each client's own, as if it had a proxy of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    source: WorkloadId,
-    service: ServiceId,
-    port: u16,
-    subset: Option<Arc<str>>,
+    pub(super) source: WorkloadId,
+    pub(super) service: ServiceId,
+    pub(super) port: u16,
+    pub(super) subset: Option<Arc<str>>,
     v4: bool,
 }
 
@@ -53,8 +53,11 @@ pub struct Cluster {
 #[derive(Default)]
 pub struct Loads(RefCell<HashMap<SocketAddr, Rc<Cell<u32>>>>);
 
-/// Counts one request until it drops.
-pub struct Load(Rc<Cell<u32>>);
+/// Counts one request until it drops: where this worker balances, and for people to see.
+pub struct Load {
+    own: Rc<Cell<u32>>,
+    host: Arc<Host>,
+}
 
 impl Loads {
     fn of(&self, endpoint: SocketAddr) -> Rc<Cell<u32>> {
@@ -68,7 +71,8 @@ impl Loads {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        self.own.set(self.own.get().saturating_sub(1));
+        self.host.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -187,7 +191,8 @@ impl Standing for Now<'_> {
     }
 
     fn age_ms(&self, endpoint: usize) -> u64 {
-        self.cluster.hosts.get(endpoint).map_or(u64::MAX, |host| self.ms.saturating_sub(host.since_ms))
+        let since = self.cluster.hosts.get(endpoint).and_then(|host| host.since_ms);
+        since.map_or(u64::MAX, |since| self.ms.saturating_sub(since))
     }
 }
 
@@ -217,9 +222,10 @@ impl Cluster {
 
     /// Counts a request to an endpoint.
     pub fn load(&self, index: usize) -> Option<Load> {
-        let load = self.loads.get(index)?;
-        load.set(load.get() + 1);
-        Some(Load(Rc::clone(load)))
+        let (own, host) = (Rc::clone(self.loads.get(index)?), Arc::clone(self.hosts.get(index)?));
+        own.set(own.get() + 1);
+        host.active.fetch_add(1, Ordering::Relaxed);
+        Some(Load { own, host })
     }
 
     /// Remembers how an endpoint did.

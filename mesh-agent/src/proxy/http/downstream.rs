@@ -12,6 +12,7 @@ use super::cluster::Cluster;
 use super::pool::Lease;
 use super::target::Target;
 use crate::model::route::HttpRule;
+use crate::model::traffic::ClientTls;
 use crate::model::{Identity, Service, Workload};
 use crate::observe::{Conn, RequestHandles};
 use crate::proxy::outbound::Chosen;
@@ -55,6 +56,8 @@ pub struct Downstream {
     /// The endpoint that the table shows.
     shown: Cell<*const Target>,
     switched: RefCell<Option<Lease>>,
+    /// The request that goes on as stream 1 of HTTP/2.
+    first_stream: RefCell<Option<bytes::Bytes>>,
     known: RefCell<Known>,
 }
 
@@ -116,6 +119,7 @@ impl Downstream {
             first: RefCell::default(),
             shown: Cell::new(std::ptr::null()),
             switched: RefCell::default(),
+            first_stream: RefCell::default(),
             known: RefCell::default(),
         })
     }
@@ -162,6 +166,15 @@ impl Downstream {
         self.switched.borrow_mut().take()
     }
 
+    /// The connection goes on in HTTP/2 and begins with this request.
+    pub fn leave_first_stream(&self, frame: bytes::Bytes) {
+        *self.first_stream.borrow_mut() = Some(frame);
+    }
+
+    pub fn take_first_stream(&self) -> Option<bytes::Bytes> {
+        self.first_stream.borrow_mut().take()
+    }
+
     /// Forgets what another world said.
     pub fn at(&self, world: &World) {
         let mut known = self.known.borrow_mut();
@@ -205,15 +218,17 @@ impl Downstream {
         world: &World,
         endpoint: SocketAddr,
         service: Option<&Arc<Service>>,
+        tls: ClientTls,
     ) -> Option<Rc<Target>> {
         let same = |target: &Target| {
             target.endpoint == endpoint
+                && target.tls == tls
                 && target.service.as_ref().map(Arc::as_ptr) == service.map(Arc::as_ptr)
         };
         if let Some(target) = self.known.borrow().targets.iter().find(|target| same(target)) {
             return Some(Rc::clone(target));
         }
-        let target = Target::outbound(self, world, endpoint, service)?;
+        let target = Target::outbound(self, world, endpoint, service, tls)?;
         self.learn_target(&target);
         Some(target)
     }

@@ -70,8 +70,7 @@ impl Exchange {
         let path =
             checked.is_ok().then(|| normalised(&head.uri, snapshot(down).path_normalization())).transpose();
         let mut headers = head.headers;
-        let upgrade =
-            headers::upgrade(&headers).filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
+        let upgrade = headers::upgrade(&headers);
         headers::strip_hop(&mut headers);
         headers.remove(HOST);
         let random = || [down.worker.random(), down.worker.random()];

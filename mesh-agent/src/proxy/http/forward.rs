@@ -19,13 +19,32 @@ use crate::decide::balance::hash_key;
 use crate::decide::inbound::{ConnFacts, HttpFacts, admit_request};
 use crate::decide::outbound::Transport;
 use crate::decide::{Snapshot as _, outlier, retry};
-use crate::model::route::RetryPolicy;
+use crate::model::route::{RetryOn, RetryPolicy};
 use crate::model::traffic::LoadBalance;
 use crate::model::{Reason, Workload};
 use crate::proxy::upstream;
 use crate::world::World;
 
 static DEFAULT_RETRY: LazyLock<RetryPolicy> = LazyLock::new(retry::standard);
+
+/// What is sent once: copies, and requests of a rule that injects faults.
+pub const NO_RETRY: RetryPolicy = RetryPolicy {
+    attempts: 0,
+    per_try_timeout: None,
+    on: RetryOn {
+        server_error: false,
+        gateway_error: false,
+        reset: false,
+        reset_before_request: false,
+        connect_failure: false,
+        retriable_4xx: false,
+        refused_stream: false,
+        statuses: Vec::new(),
+        grpc: Vec::new(),
+    },
+    backoff: Duration::ZERO,
+    exclude_previous_hosts: false,
+};
 
 /// Where a request goes and how long that may take.
 pub struct Way<'a> {
@@ -70,10 +89,13 @@ async fn tries(exchange: &mut Exchange, way: &Way<'_>) -> Result<Answered, Unans
     if again && policy.attempts > 0 {
         exchange.keep_body();
     }
+    // Whom a key leads to, a retry asks again: another endpoint would not know what the key stands for.
+    let avoids =
+        policy.exclude_previous_hosts && !matches!(way.cluster.policy.balance, LoadBalance::Hash { .. });
     let mut tried: Vec<usize> = Vec::new();
     let mut retries = 0;
     loop {
-        let avoided: &[usize] = if policy.exclude_previous_hosts { &tried } else { &[] };
+        let avoided: &[usize] = if avoids { &tried } else { &[] };
         let Some(index) = way.cluster.pick(&down.worker, hash, avoided) else {
             return Err(Reason::NoEndpoint.into());
         };
@@ -159,7 +181,8 @@ async fn one(
     let target = {
         let world = snapshot(&down);
         let address = cluster.endpoints[index].address;
-        let target = down.target(&world, address, cluster.service.as_ref()).ok_or(Reason::ConnectFailed)?;
+        let target = down.target(&world, address, cluster.service.as_ref(), cluster.policy.tls);
+        let target = target.ok_or(Reason::ConnectFailed)?;
         exchange.record.target = Some(Rc::clone(&target));
         match &target.transport {
             Transport::Local(workload) => judge(exchange, &world, &target, workload)?,

@@ -15,7 +15,7 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+pub const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 /// Our own between agents; nobody else's word counts.
 const OWN_PREFIX: &str = "nodemesh-";
 
@@ -40,12 +40,19 @@ fn words(value: &HeaderValue) -> impl Iterator<Item = &str> {
     value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|word| !word.is_empty())
 }
 
-/// What a request or an answer asks to switch to; none where it does not.
+/// What a request or an answer asks to switch to; none where it does not. HTTP/2 is never among it: requests that an
+/// application got behind our back would be nobody's to judge (h2c smuggling).
 pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     if !headers.contains_key(UPGRADE) || !lists(headers, &CONNECTION, "upgrade") {
         return None;
     }
-    headers.get(UPGRADE).cloned()
+    let all = || headers.get_all(UPGRADE).iter().flat_map(words);
+    let is_http2 = |word: &str| {
+        let name = word.split('/').next().unwrap_or_default().trim();
+        ["h2c", "h2", "http"].iter().any(|http| name.eq_ignore_ascii_case(http))
+    };
+    let kept: Vec<&str> = all().filter(|word| !is_http2(word)).collect();
+    if kept.is_empty() { None } else { HeaderValue::from_str(&kept.join(", ")).ok() }
 }
 
 /// Takes away what is meant for this hop only, of a request or an answer. `TE: trailers` stays: gRPC wants to see it,

@@ -71,7 +71,10 @@ impl HttpIo {
     /// Gives bytes back that were read too early; they are read again first.
     #[must_use]
     pub fn rewound(mut self, ahead: Bytes) -> Self {
-        self.ahead = ahead;
+        self.ahead = match self.ahead.is_empty() {
+            true => ahead,
+            false => [ahead, self.ahead].concat().into(),
+        };
         self
     }
 

@@ -12,33 +12,13 @@ use tokio::time::Instant;
 use super::cluster::Cluster;
 use super::downstream::Downstream;
 use super::exchange::{Exchange, Source};
-use super::forward::{Way, forward};
+use super::forward::{NO_RETRY, Way, forward};
 use crate::model::Limit;
-use crate::model::route::RetryPolicy;
 
 /// Copies under way of one worker. Further ones are not made.
 pub const MIRRORS_MAX: usize = 1024;
 /// A copy's answer is read to its end for this long.
 pub const MIRROR_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Copies are sent once.
-const NO_RETRY: RetryPolicy = RetryPolicy {
-    attempts: 0,
-    per_try_timeout: None,
-    on: crate::model::route::RetryOn {
-        server_error: false,
-        gateway_error: false,
-        reset: false,
-        reset_before_request: false,
-        connect_failure: false,
-        retriable_4xx: false,
-        refused_stream: false,
-        statuses: Vec::new(),
-        grpc: Vec::new(),
-    },
-    backoff: Duration::ZERO,
-    exclude_previous_hosts: false,
-};
 
 /// A copy that waits for its body.
 pub struct Copy {

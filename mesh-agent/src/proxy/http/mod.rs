@@ -17,6 +17,7 @@ pub mod destination;
 pub mod downstream;
 pub mod exchange;
 pub mod forward;
+pub mod h2c;
 pub mod headers;
 pub mod io;
 pub mod mirror;
@@ -44,7 +45,7 @@ pub struct Http {
 impl Http {
     pub fn new(hits: Hits) -> Self {
         Self {
-            pool: pool::HttpPool::new(hits),
+            pool: pool::HttpPool::new(pool::KeepMax::default(), hits),
             clusters: RefCell::default(),
             loads: cluster::Loads::default(),
             mirrors: std::cell::Cell::new(0),

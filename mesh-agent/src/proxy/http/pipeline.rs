@@ -16,7 +16,7 @@ use super::body::Answer;
 use super::cluster::{Cluster, Wanted};
 use super::downstream::{Downstream, Place, Side};
 use super::exchange::{Exchange, snapshot};
-use super::forward::{Unanswered, Way, forward};
+use super::forward::{NO_RETRY, Unanswered, Way, forward};
 use super::mirror::{self, Copy};
 use crate::decide::connection::draw;
 use crate::decide::cors::{self, Cors};
@@ -101,8 +101,12 @@ async fn outbound(mut exchange: Exchange, source: &Arc<Workload>) -> Response<An
     let copies = copies(&mut exchange, source, &place, rule);
 
     // Balance, circuit, tries: the answer's head, or why there is none.
-    let deadline = rule.timeout.map(|timeout| Instant::now() + timeout);
-    let way = Way { cluster: &cluster, retry: rule.retry.as_ref(), try_timeout, deadline };
+    let (deadline, retry) = match rule.fault.may_happen() {
+        // A rule that injects faults has neither (Istio's API).
+        true => (None, Some(&NO_RETRY)),
+        false => (rule.timeout.map(|timeout| Instant::now() + timeout), rule.retry.as_ref()),
+    };
+    let way = Way { cluster: &cluster, retry, try_timeout, deadline };
     let answered = forward(&mut exchange, &way).await;
     for copy in copies {
         copy.send(&exchange);

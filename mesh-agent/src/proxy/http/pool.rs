@@ -27,6 +27,24 @@ pub const IDLE_CONNECTIONS_MAX: usize = 4096;
 pub const IDLE_PER_ENDPOINT_MAX: usize = 256;
 /// Streams over one HTTP/2 connection before another is opened.
 pub const STREAMS_PER_CONNECTION: usize = 100;
+/// How much a pool keeps at hand; see the constants above.
+#[derive(Clone, Copy, Debug)]
+pub struct KeepMax {
+    pub idle: usize,
+    pub per_endpoint: usize,
+    pub streams: usize,
+}
+
+impl Default for KeepMax {
+    fn default() -> Self {
+        Self {
+            idle: IDLE_CONNECTIONS_MAX,
+            per_endpoint: IDLE_PER_ENDPOINT_MAX,
+            streams: STREAMS_PER_CONNECTION,
+        }
+    }
+}
+
 /// How often the worker looks for connections that have been idle for too long.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -78,6 +96,7 @@ pub struct HttpPool {
 /// Shared by the slots of one pool.
 struct Totals {
     idle: Cell<usize>,
+    max: KeepMax,
     hits: Hits,
 }
 
@@ -185,8 +204,8 @@ pub struct Unanswered {
 }
 
 impl HttpPool {
-    pub fn new(hits: Hits) -> Self {
-        Self { slots: RefCell::default(), totals: Rc::new(Totals { idle: Cell::new(0), hits }) }
+    pub fn new(max: KeepMax, hits: Hits) -> Self {
+        Self { slots: RefCell::default(), totals: Rc::new(Totals { idle: Cell::new(0), max, hits }) }
     }
 
     /// The connections of a key; kept by whoever asks often.
@@ -213,7 +232,7 @@ impl HttpPool {
             slot.sweep(limit);
             !(slot.is_empty() && Rc::strong_count(slot) == 1)
         });
-        while self.totals.idle.get() > IDLE_CONNECTIONS_MAX {
+        while self.totals.idle.get() > self.totals.max.idle {
             self.totals.hits.hit(Limit::HttpIdle);
             let slots = self.slots.borrow();
             let oldest = slots.values().filter(|slot| !slot.idle.borrow().is_empty());
@@ -251,8 +270,12 @@ impl Slot {
     pub fn take(self: &Rc<Self>) -> Option<Lease> {
         if self.key.http2 {
             let mut streams = self.streams.borrow_mut();
-            streams.retain(|conn| !conn.sender.is_closed() && !conn.opened.is_old());
-            let free = streams.iter().find(|conn| conn.streams.get() < STREAMS_PER_CONNECTION)?;
+            // One that has streams does not rest.
+            streams.retain(|conn| {
+                let rested = conn.streams.get() == 0 && !conn.opened.may_wait(conn.used.get(), Duration::MAX);
+                !conn.sender.is_closed() && !conn.opened.is_old() && !rested
+            });
+            let free = streams.iter().find(|conn| conn.streams.get() < self.totals.max.streams)?;
             return Some(Lease::Http2(Stream::enter(free, true)));
         }
         loop {
@@ -311,13 +334,16 @@ impl Slot {
     }
 
     fn put(&self, conn: Http1) {
-        let mut idle = self.idle.borrow_mut();
-        if self.closed.get() || conn.sender.is_closed() || idle.len() >= IDLE_PER_ENDPOINT_MAX {
+        if self.closed.get() || conn.sender.is_closed() {
             return;
         }
         conn.opened.tell();
-        idle.push(Idle { conn, since: Instant::now() });
+        self.idle.borrow_mut().push(Idle { conn, since: Instant::now() });
         self.totals.idle.set(self.totals.idle.get() + 1);
+        if self.idle.borrow().len() > self.totals.max.per_endpoint {
+            self.totals.hits.hit(Limit::HttpIdle);
+            self.drop_oldest();
+        }
     }
 
     fn drop_oldest(&self) {
@@ -434,3 +460,6 @@ impl Lease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

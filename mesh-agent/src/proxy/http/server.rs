@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -22,6 +22,7 @@ use super::body::Answer;
 use super::checks::{HEADER_FIELDS_MAX, HEADER_LIST_MAX_BYTES};
 use super::client::{CONNECTION_WINDOW_BYTES, OnWorker, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
 use super::downstream::Downstream;
+use super::h2c;
 use super::io::HttpIo;
 use super::pipeline;
 use super::sniff::Sniffed;
@@ -94,6 +95,9 @@ async fn serve_http1(down: &Rc<Downstream>, io: HttpIo, read: Rc<Cell<u64>>) -> 
     let io = parts.io.into_inner();
     match ended {
         Ended::Closed(Ok(())) => {
+            if let Some(first) = down.take_first_stream() {
+                return go_on_in_http2(down, io.rewound(parts.read_buf), &first).await;
+            }
             let switched = down.take_switched();
             if let Some(lease) = switched {
                 return super::upgrade::relay(down, io.rewound(parts.read_buf), lease).await;
@@ -119,6 +123,23 @@ async fn serve_http1(down: &Rc<Downstream>, io: HttpIo, read: Rc<Cell<u64>>) -> 
             io.reset();
             Some(reason)
         }
+    }
+}
+
+/// A client that was answered 101 (`h2c`).
+async fn go_on_in_http2(down: &Rc<Downstream>, io: HttpIo, first: &[u8]) -> Option<Reason> {
+    let begun = tokio::select! {
+        biased;
+        reason = down.conn.cancelled() => return Some(reason),
+        begun = timeout(HEAD_TIMEOUT, h2c::begin(io, first)) => begun,
+    };
+    match begun {
+        Ok(Ok(io)) => serve_http2(down, io).await,
+        Ok(Err(error)) => {
+            tracing::debug!(conn = down.conn.id(), %error, "a client did not go on");
+            Some(Reason::ClientReset)
+        }
+        Err(_elapsed) => Some(Reason::RequestTimeout),
     }
 }
 
@@ -201,11 +222,26 @@ fn answering(down: &Rc<Downstream>) -> impl Fn(Request<Incoming>) -> Answering +
     move |request| {
         let down = Rc::clone(&down);
         let mut answered = Answered { down: Rc::clone(&down), done: false };
+        if let Some(frame) = h2c::first_stream(&asked(&request)) {
+            answered.is_done();
+            down.leave_first_stream(frame);
+            return Box::pin(std::future::ready(Ok(h2c::switching())));
+        }
         Box::pin(async move {
             let answer = pipeline::respond(&down, request).await;
             answered.is_done();
             Ok(answer)
         })
+    }
+}
+
+fn asked(request: &Request<Incoming>) -> h2c::Asked<'_> {
+    h2c::Asked {
+        method: request.method(),
+        uri: request.uri(),
+        version: request.version(),
+        headers: request.headers(),
+        empty: request.body().is_end_stream(),
     }
 }
 
@@ -323,3 +359,6 @@ async fn linger(mut io: HttpIo) {
         .await,
     );
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,8 +13,8 @@ use super::io::HttpIo;
 use super::pool::{Key, Lease, Opened, Slot, Source, Via};
 use super::{client, headers};
 use crate::decide::Snapshot as _;
-use crate::decide::outbound::{Transport, transport};
-use crate::model::traffic::PoolLimits;
+use crate::decide::outbound::{Transport, transport_under};
+use crate::model::traffic::{ClientTls, PoolLimits};
 use crate::model::{Reason, Service, Workload};
 use crate::observe::{ConnMeta, DecisionId, Direction, Party, Path, RequestHandles};
 use crate::proxy::upstream;
@@ -27,6 +27,8 @@ pub struct Target {
     pub endpoint: SocketAddr,
     pub transport: Transport,
     pub service: Option<Arc<Service>>,
+    /// What the destination's policy says of the transport.
+    pub tls: ClientTls,
     /// For metrics and logs.
     pub meta: ConnMeta,
     pub handles: RequestHandles,
@@ -42,10 +44,11 @@ impl Target {
         world: &World,
         endpoint: SocketAddr,
         service: Option<&Arc<Service>>,
+        tls: ClientTls,
     ) -> Option<Rc<Self>> {
         let Side::Outbound { source, .. } = &down.side else { return None };
         let worker = &down.worker;
-        let transport = transport(world, &worker.shared.node, endpoint);
+        let transport = transport_under(world, &worker.shared.node, endpoint, tls);
         let owner = world.workload_at(endpoint.ip());
         let (path, destination, via) = match &transport {
             Transport::Local(workload) => (Path::Local, Some(workload), Via::Leg(workload.id.clone())),
@@ -87,6 +90,7 @@ impl Target {
             endpoint,
             transport,
             service: service.map(Arc::clone),
+            tls,
             meta,
             handles,
             client_cert,
@@ -111,6 +115,7 @@ impl Target {
             endpoint: *destination,
             transport: Transport::Local(Arc::clone(workload)),
             service: None,
+            tls: ClientTls::Mesh,
             client_cert: peer.as_ref().and_then(|peer| headers::client_cert(&workload.identity, peer)),
             meta,
             handles,

@@ -11,7 +11,7 @@ use crate::decide::balance::hash_key;
 use crate::decide::circuit::Guard;
 use crate::decide::outbound::TcpPlan;
 use crate::decide::outlier::Outcome;
-use crate::model::traffic::LoadBalance;
+use crate::model::traffic::{ClientTls, LoadBalance};
 use crate::model::{Endpoint, Reason};
 use crate::proxy::http::cluster::{self, Cluster};
 use crate::proxy::upstream;
@@ -73,6 +73,11 @@ impl Choice {
             Some(_) => return,
         };
         cluster.result(worker, index, outcome);
+    }
+
+    /// What the policy says of the transport.
+    pub(super) fn tls(&self) -> ClientTls {
+        self.cluster.as_ref().map_or(ClientTls::Mesh, |cluster| cluster.policy.tls)
     }
 
     /// How long a connection may take, rest and last.

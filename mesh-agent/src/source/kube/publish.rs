@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
 
 use super::feed::Note;
 use super::intake::Taken;
@@ -18,6 +19,11 @@ use crate::world::{World, WorldStore};
 const BATCH_MAX: Duration = Duration::from_millis(10);
 /// Changes that come together come closer than this.
 const BATCH_GAP: Duration = Duration::from_millis(1);
+/// What a look at all objects for findings between them costs, it may cost again after this many times as long: it
+/// grows with the cluster, and is for people.
+const LOOK_PAUSE_TIMES: u32 = 20;
+/// The shortest pause between two looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Notes that are taken at once.
 const NOTES_AT_ONCE: usize = 256;
 /// Findings that are kept; each names an object, so that a cluster full of mistakes does not fill the memory.
@@ -37,6 +43,8 @@ pub(super) struct Publisher {
     found: bool,
     /// A change since the last look may matter to the findings between objects.
     look: bool,
+    /// When the next look may be.
+    next_look: Instant,
     synced: bool,
 }
 
@@ -57,19 +65,35 @@ impl Publisher {
             changed: false,
             found: false,
             look: true,
+            next_look: Instant::now(),
             synced: false,
         }
     }
 
     pub(super) async fn run(mut self, mut notes: mpsc::Receiver<Note>) {
         let mut batch = Vec::with_capacity(NOTES_AT_ONCE);
-        while notes.recv_many(&mut batch, NOTES_AT_ONCE).await > 0 {
-            let end = tokio::time::Instant::now() + BATCH_MAX;
+        loop {
+            // What has changed is in force by now.
+            if self.look && self.synced && Instant::now() >= self.next_look {
+                self.look_between();
+                self.publish();
+            }
+            let came = notes.recv_many(&mut batch, NOTES_AT_ONCE);
+            let count = match self.look && self.synced {
+                true => timeout_at(self.next_look, came).await,
+                false => Ok(came.await),
+            };
+            match count {
+                Err(_time_to_look) => continue,
+                Ok(0) => return,
+                Ok(_) => {}
+            }
+            let end = Instant::now() + BATCH_MAX;
             loop {
                 batch.drain(..).for_each(|note| self.take(note));
-                let gap = end.min(tokio::time::Instant::now() + BATCH_GAP);
-                let more = tokio::time::timeout_at(gap, notes.recv_many(&mut batch, NOTES_AT_ONCE)).await;
-                if !more.is_ok_and(|count| count > 0) || tokio::time::Instant::now() >= end {
+                let gap = end.min(Instant::now() + BATCH_GAP);
+                let more = timeout_at(gap, notes.recv_many(&mut batch, NOTES_AT_ONCE)).await;
+                if !more.is_ok_and(|count| count > 0) || Instant::now() >= end {
                     batch.drain(..).for_each(|note| self.take(note));
                     break;
                 }
@@ -118,17 +142,24 @@ impl Publisher {
         }
     }
 
+    /// Looks for findings between objects.
+    fn look_between(&mut self) {
+        let begun = Instant::now();
+        let between = self.world.check(|_| SOURCE.to_owned());
+        self.found |= between != self.between;
+        self.between = between;
+        self.look = false;
+        self.next_look = Instant::now() + (begun.elapsed() * LOOK_PAUSE_TIMES).max(LOOK_PAUSE);
+    }
+
     fn publish(&mut self) {
         if !self.synced {
             if !self.status.lock().is_read() {
                 return;
             }
             self.changed = true;
-        }
-        if std::mem::take(&mut self.look) {
-            let between = self.world.check(|_| SOURCE.to_owned());
-            self.found |= between != self.between;
-            self.between = between;
+            // The first world comes with its findings.
+            self.look_between();
         }
         if std::mem::take(&mut self.found) {
             let mut all: Vec<Diagnostic> =

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::decide::bypass::{KernelVerdict, kernel_verdict};
-use crate::decide::outbound::{OutboundPlan, Transport, plan, transport};
+use crate::decide::outbound::{OutboundPlan, Transport, plan, transport, transport_under};
+use crate::model::traffic::ClientTls;
 
 fn at(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -72,6 +73,14 @@ fn the_transport_follows_node_enrolment_and_disable() {
     assert!(matches!(transport(&world, "n1", at("10.1.0.2:8080")), Transport::Local(_)));
     assert!(matches!(transport(&world, "n2", at("10.1.0.2:8080")), Transport::Hbone(_)));
     assert_eq!(transport(&world, "n1", at("10.1.0.2:9090")), Transport::Plain, "DISABLE");
+    for (node, at) in [("n1", at("10.1.0.2:8080")), ("n2", at("10.1.0.2:8080"))] {
+        assert_eq!(
+            transport_under(&world, node, at, ClientTls::Disable),
+            Transport::Plain,
+            "the client's own word"
+        );
+        assert_ne!(transport_under(&world, node, at, ClientTls::Mesh), Transport::Plain);
+    }
     assert_eq!(transport(&world, "n1", at("10.2.0.9:80")), Transport::Plain, "not enrolled");
     assert_eq!(transport(&world, "n1", at("192.0.2.7:80")), Transport::Plain, "unknown");
 }

@@ -232,6 +232,54 @@ fn a_subset_is_the_endpoints_with_its_labels_and_follows_their_pods() {
 }
 
 #[test]
+fn a_subset_s_policy_is_for_those_who_name_it() {
+    let world = world(&[rule(
+        "shop",
+        "r",
+        "host: reviews, trafficPolicy: {loadBalancer: {simple: RANDOM}}, \
+         subsets: [{name: v1, labels: {version: v1}, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}]",
+    )]);
+    let service = world.service_by_host(REVIEWS, "shop").unwrap();
+    let policy = |subset| {
+        let to = Destination { service, port: 80, subset };
+        world.traffic(pod(&world, "web"), &to).map(|policy| policy.balance.clone())
+    };
+    assert_eq!(
+        policy(None).unwrap(),
+        LoadBalance::Random,
+        "the Service's own endpoints are balanced as before"
+    );
+    assert_eq!(policy(Some("v1")).unwrap(), LoadBalance::RoundRobin);
+    assert_eq!(policy(Some("v2")).unwrap_err().subset, "v2".into());
+}
+
+/// What a request looks at are the rules of its own host, and other hosts' come and go without a look at them.
+#[test]
+fn routes_of_other_hosts_cost_a_request_nothing() {
+    let named = |name: &str| {
+        format!("{{name: {name}, match: [{{method: {{exact: {name}}}}}], directResponse: {{status: 200}}}}")
+    };
+    let own = routes("shop", "own", &format!("hosts: [reviews], http: [{}, {}]", named("a"), named("b")));
+    let mut world = world(&[own, simple("shop", "r", "reviews", "RANDOM", "")]);
+    let looked_at = |world: &World| {
+        let service = world.service_by_host(REVIEWS, "shop").unwrap();
+        let to = Destination { service, port: 80, subset: None };
+        let source = pod(world, "web");
+        (world.http_rules(source, service, 80), world.traffic(source, &to).unwrap())
+    };
+    let (rules, policy) = looked_at(&world);
+    assert_eq!(rules.len(), 2);
+    for number in 0..1_000 {
+        let host = format!("host-{number}");
+        put(&mut world, &routes("shop", &host, &format!("hosts: [{host}], http: [{}]", named("x"))));
+        put(&mut world, &simple("shop", &host, &format!("{host}.shop.svc.cluster.local"), "RANDOM", ""));
+    }
+    let (after, policy_after) = looked_at(&world);
+    assert!(Arc::ptr_eq(&rules, &after), "they have not even been derived again");
+    assert!(Arc::ptr_eq(&policy, &policy_after));
+}
+
+#[test]
 fn rules_that_come_before_their_service_hold_once_it_is_there() {
     let mut world = World::new(MeshSettings::default());
     put(&mut world, &routes("shop", "a", "hosts: [reviews]"));

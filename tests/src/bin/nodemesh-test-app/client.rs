@@ -22,12 +22,29 @@ pub(crate) fn resolve(name: &str) -> Result<(), Failure> {
 }
 
 pub(crate) fn get(url: &str, headers: &[String]) -> Result<(), Failure> {
+    let (status, body) = request("GET", url, headers)?;
+    print!("{body}");
+    if status >= 400 {
+        return Err(Failure::new(BAD_STATUS, format!("{url}: status {status}")));
+    }
+    Ok(())
+}
+
+pub(crate) fn ask(method: &str, url: &str) -> Result<(), Failure> {
+    // A server may want to be told that there is no body (RFC 9110, 8.6).
+    let (status, body) = request(method, url, &["content-length: 0".to_owned()])?;
+    println!("{status} {body}");
+    Ok(())
+}
+
+/// The status and body of an answer.
+fn request(method: &str, url: &str, headers: &[String]) -> Result<(u16, String), Failure> {
     let rest = url.strip_prefix("http://").unwrap_or(url);
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let mut stream = connect(authority, 80)?;
     let broken = |error: std::io::Error| Failure::new(BROKEN, format!("{url}: {error}"));
     let more: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-    write!(stream, "GET /{path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n{more}\r\n")
+    write!(stream, "{method} /{path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n{more}\r\n")
         .map_err(broken)?;
     let mut read = BufReader::new(stream);
     let mut line = String::new();
@@ -50,11 +67,7 @@ pub(crate) fn get(url: &str, headers: &[String]) -> Result<(), Failure> {
     // Without a length the body ends with the connection.
     let mut body = String::new();
     read.take(length.unwrap_or(u64::MAX)).read_to_string(&mut body).map_err(broken)?;
-    print!("{body}");
-    if status >= 400 {
-        return Err(Failure::new(BAD_STATUS, format!("{url}: status {status}")));
-    }
-    Ok(())
+    Ok((status, body))
 }
 
 pub(crate) fn hold(to: &str) -> Result<(), Failure> {

@@ -16,6 +16,7 @@ const USAGE: &str = "usage: nodemesh-test-app VERB
   serve [PORT]         HTTP: / says who asked whom; /healthz, with /fail and /heal to switch it; /quit ends the program
   echo [PORT]          TCP: sends back what it receives
   get URL [HEADER...]  one request; prints the body; exit code 6: no such name, 7: no connection, 22: status 400 or more
+  ask METHOD URL       one request without a body; prints its status and what it got, whatever they are
   hold HOST:PORT       a line to an echo ten times a second; prints each answer, ends with the connection
   grpc [PORT]          a gRPC server that answers its health check
   traffic MS TO...     a new connection to each echo every MS milliseconds; says how many were good and which failed
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         (Some("traffic"), Some(every)) => traffic::steady(every, &rest[1..]),
         (Some("watch"), Some(to)) => traffic::watch(to),
         (Some("get"), Some(url)) => client::get(url, &rest[1..]),
+        (Some("ask"), Some(method)) => client::ask(method, rest.get(1).map_or("", String::as_str)),
         (Some("hold"), Some(to)) => client::hold(to),
         (Some("resolve"), Some(name)) => client::resolve(name),
         (Some("pause" | "sleep"), None) => loop {

@@ -287,6 +287,18 @@ fn what_a_destination_rule_may_not_say() {
             "spec.trafficPolicy.loadBalancer.localityLbSetting.failover[0]: goes to the region",
         ),
         (
+            "trafficPolicy: {loadBalancer: {localityLbSetting: {failover: [{from: a, to: b}], distribute: [{from: a, to: {a: 100}}]}}}",
+            "spec.trafficPolicy.loadBalancer.localityLbSetting.distribute: stands beside",
+        ),
+        (
+            "trafficPolicy: {loadBalancer: {localityLbSetting: {failoverPriority: [a], distribute: [{from: a, to: {a: 100}}]}}}",
+            "spec.trafficPolicy.loadBalancer.localityLbSetting.distribute: stands beside",
+        ),
+        (
+            "trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 5000077}}}}",
+            "spec.trafficPolicy.loadBalancer.consistentHash.maglev.tableSize: 5000077 is not a prime up to 5000011",
+        ),
+        (
             "trafficPolicy: {connectionPool: {tcp: {maxConnections: -1}}}",
             "spec.trafficPolicy.connectionPool.tcp.maxConnections: -1 is negative",
         ),

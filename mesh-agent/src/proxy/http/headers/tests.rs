@@ -14,6 +14,28 @@ fn names(headers: &HeaderMap) -> Vec<String> {
     names
 }
 
+/// HTTP/2 is never asked of an application by an upgrade, however the wish is written.
+#[test]
+fn an_upgrade_is_passed_on_but_not_to_http2() {
+    for (upgrade_to, connection, passed) in [
+        (&["websocket"][..], "Upgrade", Some("websocket")),
+        (&["websocket"], "close", None),
+        (&["h2c"], "upgrade, http2-settings", None),
+        (&["H2C"], "upgrade", None),
+        (&["h2c, websocket"], "upgrade", Some("websocket")),
+        (&["websocket", "h2c"], "upgrade", Some("websocket")),
+        (&["foo/2, h2 ,HTTP/2.0"], "upgrade", Some("foo/2")),
+        (&[""], "upgrade", None),
+    ] {
+        let mut headers = map(&[("connection", connection)]);
+        for value in upgrade_to {
+            headers.append("upgrade", value.parse().unwrap());
+        }
+        let found = upgrade(&headers);
+        assert_eq!(found.as_ref().map(|value| value.to_str().unwrap()), passed, "{upgrade_to:?}");
+    }
+}
+
 /// Hop-by-hop headers go, and whatever Connection names, but not what frames or routes the message.
 #[test]
 fn a_hop_keeps_its_own_headers() {

@@ -10,7 +10,7 @@ async fn bytes_given_back_come_first() {
     let (server, _) = listener.accept().await.unwrap();
     client.write_all(b"world").await.unwrap();
     drop(client);
-    let mut io = HttpIo::tcp(server).rewound(Bytes::from_static(b"hello "));
+    let mut io = HttpIo::tcp(server).rewound(Bytes::from_static(b"lo ")).rewound(Bytes::from_static(b"hel"));
     let read = io.bytes_read();
     let mut all = Vec::new();
     io.read_to_end(&mut all).await.unwrap();

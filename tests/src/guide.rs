@@ -1,6 +1,6 @@
 //! The guide's manifests that speak of requests, to the letter: what people write must work as it stands.
 
-pub(crate) const AUTHORIZATIONPOLICY_ALLOW_FRONTEND_TO_BACKEND: &str = r#"apiVersion: security.istio.io/v1beta1
+pub const AUTHORIZATIONPOLICY_ALLOW_FRONTEND_TO_BACKEND: &str = r#"apiVersion: security.istio.io/v1beta1
 kind: AuthorizationPolicy
 metadata:
   name: allow-frontend-to-backend
@@ -20,7 +20,7 @@ spec:
         paths: ["/api/*"]
 "#;
 
-pub(crate) const DESTINATIONRULE_CIRCUIT_BREAKER: &str = r#"apiVersion: networking.istio.io/v1beta1
+pub const DESTINATIONRULE_CIRCUIT_BREAKER: &str = r#"apiVersion: networking.istio.io/v1beta1
 kind: DestinationRule
 metadata:
   name: circuit-breaker
@@ -43,7 +43,7 @@ spec:
       minHealthPercent: 50
 "#;
 
-pub(crate) const DESTINATIONRULE_LOAD_BALANCING: &str = r#"apiVersion: networking.istio.io/v1beta1
+pub const DESTINATIONRULE_LOAD_BALANCING: &str = r#"apiVersion: networking.istio.io/v1beta1
 kind: DestinationRule
 metadata:
   name: load-balancing
@@ -54,7 +54,7 @@ spec:
       simple: LEAST_CONN  # or ROUND_ROBIN, RANDOM, PASSTHROUGH
 "#;
 
-pub(crate) const DESTINATIONRULE_REVIEWS: &str = r#"apiVersion: networking.istio.io/v1beta1
+pub const DESTINATIONRULE_REVIEWS: &str = r#"apiVersion: networking.istio.io/v1beta1
 kind: DestinationRule
 metadata:
   name: reviews
@@ -85,7 +85,7 @@ spec:
         maxEjectionPercent: 50
 "#;
 
-pub(crate) const VIRTUALSERVICE_CANARY_DEPLOYMENT: &str = r#"apiVersion: networking.istio.io/v1beta1
+pub const VIRTUALSERVICE_CANARY_DEPLOYMENT: &str = r#"apiVersion: networking.istio.io/v1beta1
 kind: VirtualService
 metadata:
   name: canary-deployment
@@ -113,7 +113,7 @@ spec:
       weight: 10
 "#;
 
-pub(crate) const VIRTUALSERVICE_FAULT_INJECTION: &str = r#"apiVersion: networking.istio.io/v1beta1
+pub const VIRTUALSERVICE_FAULT_INJECTION: &str = r#"apiVersion: networking.istio.io/v1beta1
 kind: VirtualService
 metadata:
   name: fault-injection
@@ -135,7 +135,7 @@ spec:
         host: myapp
 "#;
 
-pub(crate) const VIRTUALSERVICE_MIRROR_TRAFFIC: &str = r#"apiVersion: networking.istio.io/v1beta1
+pub const VIRTUALSERVICE_MIRROR_TRAFFIC: &str = r#"apiVersion: networking.istio.io/v1beta1
 kind: VirtualService
 metadata:
   name: mirror-traffic
@@ -155,7 +155,7 @@ spec:
       value: 10
 "#;
 
-pub(crate) const VIRTUALSERVICE_RETRY_POLICY: &str = r#"apiVersion: networking.istio.io/v1beta1
+pub const VIRTUALSERVICE_RETRY_POLICY: &str = r#"apiVersion: networking.istio.io/v1beta1
 kind: VirtualService
 metadata:
   name: retry-policy
@@ -175,7 +175,7 @@ spec:
       retryOn: 5xx,reset,connect-failure,refused-stream
 "#;
 
-pub(crate) const VIRTUALSERVICE_REVIEWS: &str = r#"apiVersion: networking.istio.io/v1beta1
+pub const VIRTUALSERVICE_REVIEWS: &str = r#"apiVersion: networking.istio.io/v1beta1
 kind: VirtualService
 metadata:
   name: reviews
@@ -203,7 +203,7 @@ spec:
       weight: 100
 "#;
 
-pub(crate) const VIRTUALSERVICE_TIMEOUT_POLICY: &str = r#"apiVersion: networking.istio.io/v1beta1
+pub const VIRTUALSERVICE_TIMEOUT_POLICY: &str = r#"apiVersion: networking.istio.io/v1beta1
 kind: VirtualService
 metadata:
   name: timeout-policy
