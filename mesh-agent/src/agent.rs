@@ -37,8 +37,10 @@ use crate::config::{CaSettings, Settings};
 use crate::identity::{Ca, CaService, CertManager, CertSettings, DirCa, SystemClock};
 use crate::observe::{AccessLog, ConnectionTable, Limit, Metrics, logging};
 use crate::proxy::limits::{Budget, MAX_CONNECTIONS_PER_NODE, TUNNELS_PER_NODE_MAX, TunnelBudgets};
+use crate::proxy::originate::Originator;
 use crate::proxy::worker::{Shared, WorkerHandle};
 use crate::source::Source;
+use crate::source::names::{self, NamesHandle, NamesSettings};
 use crate::world::{World, WorldStore};
 
 /// Verdicts the kernel holds at once.
@@ -51,6 +53,8 @@ const LISTENING_PAUSE: Duration = Duration::from_millis(5);
 const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 /// A bypassed flow that was opened by a verdict read just before it was withdrawn shows up this much later.
 const RECHECK: Duration = Duration::from_millis(50);
+/// How long the start waits for the first answers to names.
+const NAMES_WAIT: Duration = Duration::from_secs(2);
 /// Descriptors the agent asks for: two per relayed connection, one per tunnel of either side, some for itself.
 const OPEN_FILES: u64 = 2 * (MAX_CONNECTIONS_PER_NODE + TUNNELS_PER_NODE_MAX) as u64 + 4096;
 
@@ -106,6 +110,8 @@ struct Agent {
     /// Begins when the pods are served: until then no agent lives for them.
     heartbeat: Option<tokio::task::JoinHandle<()>>,
     source: Arc<Source>,
+    /// Resolves the names of ServiceEntries.
+    names: NamesHandle,
     /// What was to be done failed or had to wait: the next tick does it.
     behind: bool,
     interrupt: Signal,
@@ -127,6 +133,8 @@ impl Agent {
         };
         let store = Arc::new(WorldStore::new(World::new(mesh.clone())));
         let source = Arc::new(start_source(&settings, mesh, &store, metrics.hits()).await?);
+        let resolving = NamesSettings { resolv_conf: settings.resolv_conf.clone(), hits: metrics.hits() };
+        let names = names::start(Arc::clone(&store), resolving);
         if !source.is_synced() && Succession::somebody_there(&settings).await {
             // A predecessor that handed over enrols nobody until this agent is ready.
             read_first(&source, &mut interrupt, &mut terminate).await?;
@@ -168,6 +176,7 @@ impl Agent {
             pods: arc_swap::ArcSwap::default(),
             turns: parking_lot::Mutex::default(),
             destinations: crate::proxy::http::destination::Destinations::default(),
+            originator: Originator::new(settings.tls_dir.clone()),
             began: Instant::now(),
         });
         let workers = (0..settings.workers)
@@ -183,6 +192,7 @@ impl Agent {
             ),
             heartbeat: None,
             source,
+            names,
             cni: Cni::new(&settings),
             probers: probers::start(&shared.capture, &settings.proc_dir),
             servers: Servers::default(),
@@ -220,6 +230,9 @@ impl Agent {
         }
         // What an agent before has captured goes directly meanwhile, or waits if it is fail closed.
         read_first(&self.source, &mut self.interrupt, &mut self.terminate).await?;
+        // So that whom it takes over from is not missed; a name that nobody answers for holds nothing up for long.
+        let version = self.shared.store.load().version;
+        drop(tokio::time::timeout(NAMES_WAIT, self.names.tried(version)).await);
         self.heartbeat = Some(tokio::spawn(heartbeat(self.shared.capture.clone())));
         self.shared.capture.heartbeat()?;
         self.reconcile().await?;

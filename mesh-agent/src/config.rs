@@ -21,6 +21,8 @@ pub use args::RunArgs;
 /// Where the agent answers its CLI.
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/nodemesh/admin.sock";
 /// Where the kernel programs and maps are pinned.
+pub const DEFAULT_RESOLV_CONF: &str = "/etc/resolv.conf";
+pub const DEFAULT_TLS_DIR: &str = "/etc/nodemesh/tls";
 pub const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/nodemesh";
 /// Scrapes come from the node itself unless told otherwise: labels tell who talks to whom.
 pub const DEFAULT_METRICS: &str = "127.0.0.1:15020";
@@ -85,6 +87,10 @@ pub struct Settings {
     pub trust_domain: String,
     pub cluster_domain: String,
     pub root_namespace: String,
+    /// Names the name servers that resolve ServiceEntries' names.
+    pub resolv_conf: PathBuf,
+    /// Where the files are that DestinationRules name, by namespace.
+    pub tls_dir: PathBuf,
     pub bpf_dir: PathBuf,
     /// Where a holder process answers; none = a killed agent's backlog is lost.
     pub holder_socket: Option<PathBuf>,
@@ -277,6 +283,8 @@ impl RunArgs {
             trust_domain: text(self.trust_domain, DEFAULT_TRUST_DOMAIN),
             cluster_domain: text(self.cluster_domain, DEFAULT_CLUSTER_DOMAIN),
             root_namespace: text(self.root_namespace, DEFAULT_ROOT_NAMESPACE),
+            resolv_conf: path(self.resolv_conf, DEFAULT_RESOLV_CONF),
+            tls_dir: path(self.tls_dir, DEFAULT_TLS_DIR),
             bpf_dir: path(self.bpf_dir, DEFAULT_BPF_DIR),
             holder_socket: self.holder_socket,
             daemonset: self.daemonset,

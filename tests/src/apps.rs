@@ -1,7 +1,8 @@
-//! Applications that run in a pod: servers of the lab's own, and nginx.
+//! Applications that run in a pod: servers of the lab's own, nginx and dnsmasq.
 //!
 //! Each of the lab's servers is one thread in the pod's namespace with a runtime of its own. It remembers whom it saw,
 //! because what the application sees is what most tests are about.
+mod dnsmasq;
 mod grpc;
 mod http;
 mod nginx;
@@ -25,7 +26,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
-pub use self::nginx::Nginx;
+pub use self::dnsmasq::{NameServer, ZONE};
+pub use self::nginx::{Nginx, TlsFiles};
 pub use self::tcp::pattern;
 use crate::lab::Pod;
 use crate::netns::NetNs;

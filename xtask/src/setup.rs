@@ -105,6 +105,7 @@ fn lab_packages(need: Need) -> Vec<apt::Package> {
     let lab = [
         ("ip", "iproute2", "the lab builds its networks with it"),
         ("nginx", "nginx", "a real web server in a pod of the lab"),
+        ("dnsmasq", "dnsmasq-base", "a real name server in a pod of the lab"),
         ("curl", "curl", "the demo's client, and yours while it is up"),
         ("h2load", "nghttp2-client", "HTTP/2 clients that nobody here wrote, for the tests of requests"),
         ("tcpdump", "tcpdump", "shows what crosses the link between two nodes"),

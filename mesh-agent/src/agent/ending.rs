@@ -66,6 +66,7 @@ impl Agent {
         for worker in self.workers {
             worker.stop();
         }
+        drop(self.names);
         self.stop_certs.send_replace(true);
         result = result.and(self.certs_task.await.map_err(Into::into));
         if end == End::Signal {

@@ -34,3 +34,8 @@ pub const CANONICAL_REVISION_LABELS: [&str; 3] =
 pub const REGION_LABEL: &str = "topology.kubernetes.io/region";
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 pub const SUBZONE_LABEL: &str = "topology.istio.io/subzone";
+/// The older names of the first two, as Istio still reads them.
+pub const OLD_REGION_LABEL: &str = "failure-domain.beta.kubernetes.io/region";
+pub const OLD_ZONE_LABEL: &str = "failure-domain.beta.kubernetes.io/zone";
+/// On a Pod: where it is, whatever its node says; `region.zone.subzone`, since a label's value takes no slash.
+pub const LOCALITY_LABEL: &str = "istio-locality";

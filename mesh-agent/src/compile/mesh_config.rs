@@ -9,7 +9,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::pod::named;
-use super::{Compiled, Diagnostic, Head, Kind, MeshFacts, MeshSettings, Object, ObjectKey, Severity, typed};
+use super::{
+    Compiled, Diagnostic, Head, Kind, MeshFacts, MeshSettings, Object, ObjectKey, Severity, traffic, typed,
+};
 use crate::api::ConfigMap;
 use crate::api::istio::install;
 use crate::api::istio::mesh::{MeshConfig, OutboundMode};
@@ -65,17 +67,18 @@ pub(super) fn config_map(head: &Head<'_>, value: &Value, out: &mut Compiled) {
             "write one SPIFFE id a line, such as spiffe://cluster.local/ns/shop/sa/web",
         ));
     }
-    put(config, denied, out);
+    put(head, config, denied, out);
 }
 
 /// Settings that were refused leave those before them in force; the deny list beside them holds at once.
-fn put(config: Option<MeshConfig>, denied: BTreeSet<Identity>, out: &mut Compiled) {
+fn put(head: &Head<'_>, config: Option<MeshConfig>, denied: BTreeSet<Identity>, out: &mut Compiled) {
     if config.is_none() {
         for one in out.diagnostics.iter_mut().filter(|one| one.severity == Severity::Error) {
             "the settings before stay in force".clone_into(&mut one.effect);
         }
     }
-    let facts = MeshFacts { config, denied: Arc::new(denied) };
+    let defaults = config.as_ref().map(|config| traffic::defaults(head, config).0).unwrap_or_default();
+    let facts = MeshFacts { config, defaults: Arc::new(defaults), denied: Arc::new(denied) };
     out.objects.push((key(), Object::MeshConfig(Box::new(facts))));
 }
 
@@ -102,7 +105,7 @@ pub(super) fn operator(head: &Head<'_>, value: &Value, out: &mut Compiled) {
     }
     let config = spec.get("meshConfig").unwrap_or(&Value::Null);
     let config = mesh_config(head, "spec.meshConfig", config, &mut out.diagnostics);
-    put(config, BTreeSet::new(), out);
+    put(head, config, BTreeSet::new(), out);
 }
 
 /// The settings that `value`, found at `at` of the document, asks for; none if it is refused.
@@ -131,7 +134,7 @@ pub fn mesh_config(
             "check its spelling; if Istio has such a field, do not rely on it here",
         ));
     }
-    let faults = check(&config);
+    let faults = check(head, &config);
     for (field, message, remedy) in &faults {
         found.push(head.error(&format!("{at}.{field}"), message, remedy));
     }
@@ -139,18 +142,19 @@ pub fn mesh_config(
     faults.is_empty().then_some(config)
 }
 
-type Faults = Vec<(String, String, &'static str)>;
+/// Field, message, remedy.
+type Faults = Vec<(String, String, String)>;
 
-fn check(config: &MeshConfig) -> Faults {
+fn check(head: &Head<'_>, config: &MeshConfig) -> Faults {
     let mut faults = Faults::new();
     if let Some(error) = config.trust_domain.as_deref().and_then(|name| check_trust_domain(name).err()) {
-        faults.push(("trustDomain".to_owned(), error.to_string(), "use e.g. `cluster.local`"));
+        faults.push(("trustDomain".to_owned(), error.to_string(), "use e.g. `cluster.local`".to_owned()));
     }
     if let Some(name) = config.root_namespace.as_deref() {
         let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if name.is_empty() || !name.bytes().all(good) {
             let message = format!("`{name}` is not the name of a namespace");
-            faults.push(("rootNamespace".to_owned(), message, "use e.g. `istio-system`"));
+            faults.push(("rootNamespace".to_owned(), message, "use e.g. `istio-system`".to_owned()));
         }
     }
     for (index, one) in config.extension_providers.iter().flatten().enumerate() {
@@ -158,21 +162,15 @@ fn check(config: &MeshConfig) -> Faults {
         let before = config.extension_providers.iter().flatten().take(index);
         if before.clone().any(|other| other.name == one.name) {
             let message = format!("`{}` is defined twice", one.name);
-            faults.push((format!("{field}.name"), message, "keep one of the two"));
+            faults.push((format!("{field}.name"), message, "keep one of the two".to_owned()));
         }
         if one.provider.len() != 1 {
             let message = format!("`{}` has {} definitions instead of one", one.name, one.provider.len());
-            faults.push((field, message, "write exactly one, such as `zipkin:`"));
+            faults.push((field, message, "write exactly one, such as `zipkin:`".to_owned()));
         }
     }
-    for (index, one) in config.locality_lb_setting.iter().flat_map(|set| &set.distribute).enumerate() {
-        let total: u64 = one.to.values().map(|share| u64::from(*share)).sum();
-        if total != 100 {
-            let message = format!("the shares add up to {total}");
-            let field = format!("localityLbSetting.distribute[{index}].to");
-            faults.push((field, message, "make them add up to 100"));
-        }
-    }
+    let wrong = traffic::defaults(head, config).1;
+    faults.extend(wrong.into_iter().map(|one| (one.field, one.message, one.remedy)));
     faults
 }
 
@@ -226,11 +224,7 @@ pub fn settings(config: &MeshConfig, mesh: &MeshSettings) -> Vec<Setting> {
                 let any = config.outbound_traffic_policy.as_ref().map(|policy| policy.mode);
                 (any != Some(OutboundMode::AllowAny)).then(|| NOT_BUILT.to_owned())
             }
-            "pathNormalization" => None,
-            "localityLbSetting" => {
-                let off = config.locality_lb_setting.as_ref().and_then(|set| set.enabled) == Some(false);
-                (!off).then(|| NOT_BUILT.to_owned())
-            }
+            "pathNormalization" | "defaultHttpRetryPolicy" | "localityLbSetting" => None,
             _ => Some(NOT_BUILT.to_owned()),
         };
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);

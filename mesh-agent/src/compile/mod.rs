@@ -14,6 +14,7 @@ use crate::api::gateway;
 use crate::api::istio::mesh::MeshConfig;
 use crate::api::istio::{install, security};
 use crate::api::names::{MESH_CONFIG_MAP, SYSTEM_NAMESPACE};
+use crate::model::traffic::Defaults;
 use crate::model::{
     AppProtocol, AuthzAction, AuthzPolicy, Balance, Identity, Labels, MtlsMode, PeerAuth, Workload,
 };
@@ -222,6 +223,8 @@ pub struct EndpointFacts {
 pub struct MeshFacts {
     /// None where the text was refused: what was in force before stays.
     pub config: Option<MeshConfig>,
+    /// What of it holds for traffic.
+    pub defaults: Arc<Defaults>,
     /// The deny list; it holds whatever the settings beside it look like.
     pub denied: Arc<BTreeSet<Identity>>,
 }

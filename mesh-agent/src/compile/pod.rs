@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use super::{Compiled, Diagnostic, Head, Kind, NamespaceFacts, NodeFacts, Object, Origin, PodFacts, typed};
 use crate::api::names::{
-    CANONICAL_NAME_LABELS, CANONICAL_REVISION_LABELS, MESH_DISABLED, MESH_ENABLED, MESH_LABEL,
-    NETNS_ANNOTATION, POD_TEMPLATE_HASH_LABEL, REGION_LABEL, SUBZONE_LABEL, ZONE_LABEL,
+    CANONICAL_NAME_LABELS, CANONICAL_REVISION_LABELS, LOCALITY_LABEL, MESH_DISABLED, MESH_ENABLED,
+    MESH_LABEL, NETNS_ANNOTATION, OLD_REGION_LABEL, OLD_ZONE_LABEL, POD_TEMPLATE_HASH_LABEL, REGION_LABEL,
+    SUBZONE_LABEL, ZONE_LABEL,
 };
 use crate::api::{Namespace, Node, Pod};
 use crate::model::{Identity, Labels, Workload, WorkloadId};
@@ -75,11 +76,21 @@ pub(super) fn node(head: &Head<'_>, value: &Value, out: &mut Compiled) {
 }
 
 fn locality(labels: &Labels) -> Arc<str> {
-    let known: Vec<&str> = [REGION_LABEL, ZONE_LABEL, SUBZONE_LABEL]
-        .into_iter()
-        .map_while(|label| labels.get(label).map(String::as_str))
-        .collect();
+    let known: Vec<&str> =
+        [&[REGION_LABEL, OLD_REGION_LABEL][..], &[ZONE_LABEL, OLD_ZONE_LABEL], &[SUBZONE_LABEL]]
+            .into_iter()
+            .map_while(|names| names.iter().find_map(|name| labels.get(*name)).map(String::as_str))
+            .collect();
     known.join("/").into()
+}
+
+/// Of a pod itself; empty = its node's.
+fn own_locality(labels: &Labels) -> Arc<str> {
+    match labels.get(LOCALITY_LABEL) {
+        Some(text) if text.contains('/') => text.as_str().into(),
+        Some(text) => text.replace('.', "/").into(),
+        None => "".into(),
+    }
 }
 
 pub(super) fn pod(head: &Head<'_>, value: &Value, out: &mut Compiled) {
@@ -129,6 +140,7 @@ fn workload(head: &Head<'_>, pod: &Pod, out: &mut Compiled) -> Result<Workload, 
         identity,
         addresses: addresses(head, pod, out)?,
         node: spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default().into(),
+        locality: own_locality(&labels),
         enrolled: !host_network && !ended && label != Some(MESH_DISABLED),
         netns: netns(head, pod, out)?,
         containers: containers(pod),

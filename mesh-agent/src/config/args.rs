@@ -73,6 +73,12 @@ pub struct RunArgs {
     /// Namespace whose policies hold for the whole mesh [default: istio-system]
     #[arg(long, env = "NODEMESH_ROOT_NAMESPACE", value_name = "NAME")]
     pub root_namespace: Option<String>,
+    /// Names the name servers that resolve ServiceEntries' names [default: /etc/resolv.conf]
+    #[arg(long, env = "NODEMESH_RESOLV_CONF", value_name = "FILE")]
+    pub resolv_conf: Option<PathBuf>,
+    /// Certificates and keys that DestinationRules name: of namespace NS under DIR/NS [default: /etc/nodemesh/tls]
+    #[arg(long, env = "NODEMESH_TLS_DIR", value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
     /// Folder of the pinned kernel programs and maps [default: /sys/fs/bpf/nodemesh]
     #[arg(long, env = "NODEMESH_BPF_DIR", value_name = "DIR")]
     pub bpf_dir: Option<PathBuf>,
@@ -129,6 +135,8 @@ impl RunArgs {
             trust_domain: self.trust_domain.or(lower.trust_domain),
             cluster_domain: self.cluster_domain.or(lower.cluster_domain),
             root_namespace: self.root_namespace.or(lower.root_namespace),
+            resolv_conf: self.resolv_conf.or(lower.resolv_conf),
+            tls_dir: self.tls_dir.or(lower.tls_dir),
             bpf_dir: self.bpf_dir.or(lower.bpf_dir),
             holder_socket: self.holder_socket.or(lower.holder_socket),
             daemonset: self.daemonset.or(lower.daemonset),

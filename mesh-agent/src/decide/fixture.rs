@@ -110,6 +110,7 @@ pub(crate) fn workload(namespace: &str, name: &str, node: &str, address: &str) -
         addresses: vec![address.parse().unwrap()],
         node: node.into(),
         labels: Arc::new(BTreeMap::from([("app".to_owned(), name.to_owned())])),
+        locality: "".into(),
         enrolled: true,
         netns: None,
         containers: Box::default(),

@@ -90,6 +90,7 @@ pub fn plan<S: Snapshot + ?Sized>(world: &S, src: &Workload, dst: SocketAddr) ->
         workload: Some(workload.id.clone()),
         ready: true,
         node: Arc::clone(&workload.node),
+        weight: 1,
     };
     OutboundPlan::Tcp(TcpPlan {
         service: None,
@@ -178,17 +179,14 @@ pub fn backend_port(service: &Service, named: Option<u16>, dialled: u16) -> Opti
     named.or_else(|| service.port(dialled).map(|port| port.port)).or_else(only)
 }
 
-/// The transport of a client whose DestinationRule says this of it. In plaintext it proves no identity, on its own node
-/// neither: what STRICT refuses is refused alike.
-pub fn transport_under<'a, S: Snapshot + ?Sized>(
-    world: &S,
-    node: &str,
-    target: impl Into<Target<'a>>,
-    tls: ClientTls,
-) -> Transport {
-    match tls {
-        ClientTls::Disable => Transport::Plain,
-        ClientTls::Mesh => transport(world, node, target),
+/// The transport as the destination's DestinationRule wants it (`tls.mode`). TLS of the agent's own is spoken inside of
+/// whatever carries the bytes.
+pub fn secured(transport: Transport, tls: &ClientTls) -> Result<Transport, Reason> {
+    match (tls, transport) {
+        (ClientTls::Mesh | ClientTls::Originate(_), transport) => Ok(transport),
+        (ClientTls::Disable, _) => Ok(Transport::Plain),
+        (ClientTls::Mutual, Transport::Plain) => Err(Reason::NoMutualTls),
+        (ClientTls::Mutual, transport) => Ok(transport),
     }
 }
 

@@ -4,25 +4,7 @@
 
 use std::time::Duration;
 
-use crate::model::route::{RetryOn, RetryPolicy};
-
-/// The policy where neither route nor mesh says anything (Istio's): what is sent again was never looked at, or the server
-/// said that it is not the one to look at it.
-pub fn standard() -> RetryPolicy {
-    RetryPolicy {
-        attempts: 2,
-        per_try_timeout: None,
-        on: RetryOn {
-            connect_failure: true,
-            refused_stream: true,
-            // CANCELLED and UNAVAILABLE
-            grpc: vec![1, 14],
-            ..RetryOn::default()
-        },
-        backoff: Duration::from_millis(25),
-        exclude_previous_hosts: true,
-    }
-}
+use crate::model::route::RetryPolicy;
 
 /// How one try ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

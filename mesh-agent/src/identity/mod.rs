@@ -7,6 +7,7 @@ mod ca;
 mod cert;
 mod dir_ca;
 mod error;
+pub mod external;
 mod issue;
 pub mod leaf;
 mod manager;

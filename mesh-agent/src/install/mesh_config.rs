@@ -15,9 +15,9 @@ const FIELDS: [(&str, Force); 9] = [
     ("defaultProviders", Force::Nothing),
     ("extensionProviders", Force::Nothing),
     ("outboundTrafficPolicy", Force::Field("mode", "ALLOW_ANY")),
-    ("defaultHttpRetryPolicy", Force::Nothing),
+    ("defaultHttpRetryPolicy", Force::All),
     ("pathNormalization", Force::All),
-    ("localityLbSetting", Force::Nothing),
+    ("localityLbSetting", Force::All),
 ];
 
 /// How much of a field this version does.

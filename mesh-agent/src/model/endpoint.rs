@@ -16,4 +16,13 @@ pub struct Endpoint {
     pub ready: bool,
     /// `nodeName`; empty if unknown.
     pub node: Arc<str>,
+    /// Its share beside the other endpoints of the list; at least 1. Kubernetes knows no other (WorkloadEntry `weight`).
+    pub weight: u32,
+}
+
+impl Endpoint {
+    /// An address of which nothing is known.
+    pub fn outside(address: SocketAddr) -> Self {
+        Self { address, workload: None, ready: true, node: "".into(), weight: 1 }
+    }
 }

@@ -68,10 +68,14 @@ pub enum Limit {
     HttpMirrors,
     /// Bytes of a ClientHello, and the time for it, where its name decides where the connection goes.
     ClientHello,
+    /// Names of ServiceEntries that are resolved: one that there is no room for, each time the entries change.
+    DnsNames,
+    /// Addresses of one name.
+    DnsAddresses,
 }
 
 impl Limit {
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::Pods,
         Self::NodeConnections,
         Self::WorkloadConnections,
@@ -102,6 +106,8 @@ impl Limit {
         Self::HttpReplay,
         Self::HttpMirrors,
         Self::ClientHello,
+        Self::DnsNames,
+        Self::DnsAddresses,
     ];
 
     pub const fn label(self) -> &'static str {
@@ -136,6 +142,8 @@ impl Limit {
             Self::HttpReplay => "http_replay",
             Self::HttpMirrors => "http_mirrors",
             Self::ClientHello => "client_hello",
+            Self::DnsNames => "dns_names",
+            Self::DnsAddresses => "dns_addresses",
         }
     }
 }

@@ -23,6 +23,10 @@ pub enum Reason {
     WrongIdentity,
     /// TLS could not be set up for any other cause.
     TlsHandshake,
+    /// TLS that a DestinationRule asks for (SIMPLE, MUTUAL) could not be set up: its files, the server's certificate or name.
+    UpstreamTls,
+    /// A DestinationRule asks for ISTIO_MUTUAL, and the endpoint takes none.
+    NoMutualTls,
     /// We have no certificate for the workload yet, or its renewal failed until expiry.
     NoCertificate,
     /// HTTP/2 could not be set up inside the tunnel, or the peer broke it.
@@ -130,6 +134,8 @@ rows! {
     PeerCertificate "peer_certificate" 401 16 "TLS_FAILURE" true "check the peer's trust domain, clock and root certificate with `mesh-agent certs`";
     WrongIdentity "wrong_identity" 503 16 "IDENTITY_ERROR" true "the address is served by another identity than its Pod says; check for a stale Pod or address reuse";
     TlsHandshake "tls_handshake" 503 14 "TLS_FAILURE" true "the peer does not speak TLS 1.3 with ALPN h2 on port 15008";
+    UpstreamTls "upstream_tls" 503 14 "TLS_FAILURE" true "the server's certificate, or a file of the DestinationRule, is not what its tls asks for; the agent's log says which";
+    NoMutualTls "no_mutual_tls" 503 14 "TLS_FAILURE" true "a DestinationRule asks for ISTIO_MUTUAL and the endpoint is not in the mesh; use SIMPLE or DISABLE for it";
     NoCertificate "no_certificate" 503 14 "IDENTITY_ERROR" true "no certificate yet; see `mesh-agent certs` and the CA";
     TunnelProtocol "tunnel_protocol" 503 14 "H2_HANDSHAKE_FAILURE" true "the peer broke HTTP/2 on the tunnel; compare `mesh-agent version` on both nodes";
     TunnelTimeout "tunnel_timeout" 503 14 "CONNECT" true "the peer node stopped answering; check it and any NetworkPolicy on port 15008";

@@ -2,6 +2,7 @@
 //! VirtualService (`networking.istio.io/v1`) and the Gateway API's HTTPRoute and GRPCRoute
 //! (`gateway.networking.k8s.io/v1`); text has been parsed and checked by `compile`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,14 +111,110 @@ pub enum Backend {
 /// Applied in the order remove, set, add.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct HeaderOps {
-    pub set: Vec<(Arc<str>, Arc<str>)>,
-    pub add: Vec<(Arc<str>, Arc<str>)>,
+    pub set: Vec<(Arc<str>, HeaderText)>,
+    pub add: Vec<(Arc<str>, HeaderText)>,
     pub remove: Vec<Arc<str>>,
+}
+
+/// The value that an operation gives a field.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(untagged)]
+pub enum HeaderText {
+    Plain(Arc<str>),
+    /// With variables that each request fills in.
+    Filled {
+        written: Arc<str>,
+        parts: Arc<[TextPart]>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub enum TextPart {
+    Text(Arc<str>),
+    Variable(Variable),
+}
+
+/// What may stand in a header's value (Envoy's command operators).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub enum Variable {
+    /// The client's address, without its port, the port alone.
+    Remote,
+    RemoteIp,
+    RemotePort,
+    /// The same of what the client dialled.
+    Local,
+    LocalIp,
+    LocalPort,
+    /// `HTTP/1.1`, ...
+    Protocol,
+    /// The name of the rule.
+    Route,
+    Request(Field),
+    Response(Field),
+    Status,
+    /// The endpoint that answered.
+    Upstream,
+    UpstreamIp,
+}
+
+/// A header field, in lower case, or a part of a request that is none (`:path`).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Field {
+    pub name: Arc<str>,
+    /// Where the first is missing.
+    pub otherwise: Option<Arc<str>>,
+    /// At most so many bytes of it.
+    pub length: Option<usize>,
+}
+
+impl HeaderText {
+    /// The value with its variables filled in; none where nothing is left to say.
+    pub fn fill(&self, value: impl Fn(&Variable) -> Option<String>) -> Option<Cow<'_, str>> {
+        let parts = match self {
+            Self::Plain(text) => return Some(Cow::Borrowed(text)),
+            Self::Filled { parts, .. } => parts,
+        };
+        let mut whole = String::new();
+        for part in parts.iter() {
+            match part {
+                TextPart::Text(text) => whole.push_str(text),
+                TextPart::Variable(variable) => whole.push_str(&value(variable).unwrap_or_default()),
+            }
+        }
+        (!whole.is_empty()).then_some(Cow::Owned(whole))
+    }
+}
+
+impl From<&str> for HeaderText {
+    fn from(text: &str) -> Self {
+        Self::Plain(text.into())
+    }
+}
+
+impl std::fmt::Display for HeaderText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Plain(text) | Self::Filled { written: text, .. } => f.write_str(text),
+        }
+    }
 }
 
 impl HeaderOps {
     pub fn is_empty(&self) -> bool {
         self.set.is_empty() && self.add.is_empty() && self.remove.is_empty()
+    }
+
+    /// The variables of its values.
+    pub fn variables(&self) -> impl Iterator<Item = &Variable> {
+        let texts = self.set.iter().chain(&self.add).map(|(_, text)| text);
+        let parts = texts.flat_map(|text| match text {
+            HeaderText::Plain(_) => [].iter(),
+            HeaderText::Filled { parts, .. } => parts.iter(),
+        });
+        parts.filter_map(|part| match part {
+            TextPart::Text(_) => None,
+            TextPart::Variable(variable) => Some(variable),
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::route::Millionths;
+use super::route::{Millionths, RetryOn, RetryPolicy};
 use super::{Labels, PolicyRef};
 
 /// The policy for one destination (host, subset, port).
@@ -151,6 +151,35 @@ pub struct Locality {
     pub priority: Vec<(Arc<str>, Option<Arc<str>>)>,
 }
 
+/// What holds for requests and endpoints where no object says otherwise (`meshConfig`).
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Defaults {
+    pub retry: RetryPolicy,
+    pub locality: Locality,
+}
+
+impl Default for Defaults {
+    /// Istio's own: only what cannot have been done already is done again, and near endpoints come first where
+    /// something says which are ill.
+    fn default() -> Self {
+        let on = RetryOn {
+            connect_failure: true,
+            refused_stream: true,
+            // cancelled and unavailable
+            grpc: vec![1, 14],
+            ..RetryOn::default()
+        };
+        let retry = RetryPolicy {
+            attempts: 2,
+            per_try_timeout: None,
+            on,
+            backoff: Duration::from_millis(25),
+            exclude_previous_hosts: true,
+        };
+        Self { retry, locality: Locality { enabled: true, ..Locality::default() } }
+    }
+}
+
 /// Slow start of new endpoints.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Warmup {
@@ -161,12 +190,33 @@ pub struct Warmup {
     pub aggression: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum ClientTls {
-    /// The mesh's own: HBONE to enrolled pods, plaintext to others. Also ISTIO_MUTUAL.
+    /// Nobody says: the mesh's own to enrolled pods, plaintext to others.
     Mesh,
+    /// ISTIO_MUTUAL: the mesh's own, and nothing less.
+    Mutual,
     /// Plaintext whatever the destination is.
     Disable,
+    /// SIMPLE, MUTUAL: TLS that the agent speaks in the client's stead, to the application behind whatever carries it.
+    Originate(Arc<TlsOrigin>),
+}
+
+/// What TLS of the agent's own asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct TlsOrigin {
+    /// Whose files are meant.
+    pub namespace: Arc<str>,
+    /// None = the destination's host.
+    pub sni: Option<Arc<str>>,
+    /// Any of these instead of the name that is called.
+    pub subject_alt_names: Vec<Arc<str>>,
+    /// A file of authorities; none = the system's.
+    pub roots: Option<Arc<str>>,
+    /// Files of the client's certificate chain and key.
+    pub client: Option<(Arc<str>, Arc<str>)>,
+    /// The server's certificate is not looked at.
+    pub skip_verify: bool,
 }
 
 /// `retryBudget`: retries under way may be this share of the requests under way, but at least `min_retries`.

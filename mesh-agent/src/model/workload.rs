@@ -33,6 +33,9 @@ pub struct Workload {
     /// `spec.nodeName`; empty while unscheduled.
     pub node: Arc<str>,
     pub labels: Arc<Labels>,
+    /// `region/zone/subzone` of its own (label `istio-locality`, WorkloadEntry `locality`); empty = its node's.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub locality: Arc<str>,
     /// In the mesh: its namespace's label and its own, host network and life considered.
     pub enrolled: bool,
     /// `nodemesh.io/netns`: where the pod's network namespace is found; none outside the directory source.

@@ -16,6 +16,7 @@ pub(super) fn workload(name: &str, address: &str) -> Arc<Workload> {
         addresses: vec![address.parse().unwrap()],
         node: "node-a".into(),
         labels: Arc::new(labels),
+        locality: "".into(),
         enrolled: true,
         netns: None,
         containers: Box::default(),

@@ -6,6 +6,7 @@ pub mod client_hello;
 pub mod http;
 pub mod inbound;
 pub mod limits;
+pub mod originate;
 pub mod outbound;
 pub mod relay;
 pub mod upstream;

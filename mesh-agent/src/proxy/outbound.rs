@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::decide::circuit::Guard;
-use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport_under};
+use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, secured, transport};
 use crate::decide::{Snapshot as _, inbound};
 use crate::model::{Reason, Service, Workload};
 use crate::net::sock;
@@ -22,6 +22,7 @@ use crate::proxy::http::io::{End, HttpIo};
 use crate::proxy::http::server;
 use crate::proxy::http::sniff::Sniffed;
 use crate::proxy::limits::Permit;
+use crate::proxy::originate::{Inside, Origination};
 use crate::proxy::relay::{self, RelayEnd, RelayIo, TcpSide};
 use crate::proxy::upstream;
 use crate::proxy::worker::{LocalPod, Worker};
@@ -56,6 +57,8 @@ struct Accepted {
 enum Upstream {
     Tcp(TcpStream),
     Tunnel(Box<tunnel::Stream>),
+    /// TLS of the agent's own, over either.
+    Tls(HttpIo),
 }
 
 /// An upstream that stands, and what its connection holds while it is open.
@@ -80,6 +83,8 @@ struct Leg {
     owner: Option<Arc<Workload>>,
     /// How long it may take to stand; none = what the transport allows.
     limit: Option<Duration>,
+    /// What the agent speaks on it.
+    tls: Option<Origination>,
 }
 
 /// Serves one captured connection to its end.
@@ -141,6 +146,7 @@ async fn establish(worker: &Rc<Worker>, pod: &LocalPod, accepted: &Accepted) -> 
                 known: false,
                 owner: None,
                 limit: None,
+                tls: None,
             };
             let (conn, upstream) = connect(worker, pod, accepted, &leg).await.ok()?;
             Some(Opened { conn, upstream, times: Times::default(), held: (None, None) })
@@ -201,9 +207,17 @@ async fn try_endpoints(
         let Some(index) = choice.pick(worker, &tried) else { break };
         tried.push(index);
         let endpoint = &choice.endpoints[index];
+        let transport = match secured(transport(world, &worker.shared.node, endpoint), choice.tls()) {
+            Ok(transport) => transport,
+            Err(reason) => {
+                nobody(worker, accepted, plan.service.as_ref(), reason);
+                return None;
+            }
+        };
         let leg = Leg {
             endpoint: endpoint.address,
-            transport: transport_under(world, &worker.shared.node, endpoint, choice.tls()),
+            transport,
+            tls: choice.origination(),
             service: plan.service.as_ref().map(Arc::clone),
             known: true,
             owner: world.workload_at(endpoint.address.ip()).map(Arc::clone),
@@ -290,7 +304,7 @@ async fn open(
     leg: &Leg,
     decision: DecisionId,
 ) -> Result<Upstream, Failure> {
-    match &leg.transport {
+    let opened = match &leg.transport {
         Transport::Local(workload) => local(worker, accepted, leg, workload).await.map(Upstream::Tcp),
         // The destination's agent refuses too; a stolen key answers from elsewhere.
         Transport::Hbone(workload) if worker.shared.store.load().denied(&workload.identity) => {
@@ -304,7 +318,14 @@ async fn open(
                 .map(|stream| Upstream::Tunnel(Box::new(stream)))
         }
         Transport::Plain => upstream::plain(worker, pod, leg.endpoint, leg.limit).await.map(Upstream::Tcp),
-    }
+    }?;
+    let Some(tls) = &leg.tls else { return Ok(opened) };
+    let io = match opened {
+        Upstream::Tcp(stream) => HttpIo::tcp(stream),
+        Upstream::Tunnel(stream) => HttpIo::tunnel(*stream),
+        Upstream::Tls(io) => io,
+    };
+    worker.shared.originator.begin(io, tls, Inside::Bytes).await.map(Upstream::Tls)
 }
 
 /// Same node: one pass, no encryption, the destination's decision taken here from the same code.
@@ -367,6 +388,7 @@ async fn relay_to_end(client: TcpStream, opened: Opened) {
     let relayed = async {
         match upstream {
             Upstream::Tcp(server) => cut_or(&conn, relay::tcp(client, server, &io)).await,
+            Upstream::Tls(server) => cut_or(&conn, relay::any(HttpIo::tcp(client), server, &io)).await,
             Upstream::Tunnel(stream) => {
                 cut_or(&conn, relay::tunnel(client, *stream, TcpSide::Client, &io)).await
             }

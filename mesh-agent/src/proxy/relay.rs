@@ -7,6 +7,7 @@
 //! only then takes a buffer from the worker's pool. Dropping the future before it ends resets both ends, which
 //! is how a connection is cut.
 
+mod any;
 mod buffer;
 mod legs;
 mod pump;
@@ -25,6 +26,7 @@ use crate::tunnel::{Stream, StreamError};
 use legs::TcpLeg;
 use pump::{Fault, FromTunnel, Sink, TcpToTcp, ToTunnel};
 
+pub use any::{ANY_BUFFER_BYTES, any};
 pub use buffer::{POOLED_BUFFERS_MAX, RELAY_BUFFER_BYTES};
 pub use pump::{GATHER_MAX_CHUNKS, MERGE_BELOW_BYTES};
 

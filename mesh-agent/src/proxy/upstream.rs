@@ -87,6 +87,7 @@ pub fn worth_another_endpoint(reason: Reason) -> bool {
             | Reason::TunnelTimeout
             | Reason::TunnelProtocol
             | Reason::TlsHandshake
+            | Reason::UpstreamTls
     )
 }
 

@@ -22,6 +22,7 @@ use crate::model::{Hits, Identity, ServiceId, Workload, WorkloadId};
 use crate::net::netns::NetNs;
 use crate::observe::{ConnectionTable, Limit};
 use crate::proxy::limits::{Budget, TunnelBudgets};
+use crate::proxy::originate::Originator;
 use crate::proxy::{http, inbound, outbound};
 use crate::tunnel;
 use crate::world::WorldStore;
@@ -48,6 +49,8 @@ pub struct Shared {
     pub pods: arc_swap::ArcSwap<imbl::HashMap<WorkloadId, Arc<LocalPod>>>,
     /// What workers know together of the destinations of HTTP requests.
     pub destinations: http::destination::Destinations,
+    /// TLS to servers outside.
+    pub originator: Originator,
     /// When the agent began: the zero of its clock.
     pub began: Instant,
     /// Round-robin positions, one per Service port for the whole node; the lock is taken when a worker meets a
@@ -242,6 +245,10 @@ async fn run(
             _ = ended.wait_for(|ended| *ended) => None,
             _ = sweep.tick() => {
                 worker.http.sweep();
+                let looking = Rc::clone(&worker);
+                drop(tokio::task::spawn_local(async move {
+                    looking.http.follow_files(&looking.shared.originator).await;
+                }));
                 worker.shared.destinations.sweep();
                 continue;
             }

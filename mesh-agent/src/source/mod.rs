@@ -1,10 +1,11 @@
-//! Where objects come from. Owns: a directory of manifests, or a Kubernetes API server. Each source feeds `compile`
+//! Where objects come from. Owns: a directory of manifests, or a Kubernetes API server; beside them the name servers. Each source feeds `compile`
 //! and publishes to a `WorldStore`. Called by the composition root.
 
 use std::time::SystemTime;
 
 pub mod dir;
 pub mod kube;
+pub mod names;
 
 /// The source that an agent runs with; dropping it ends it and leaves the world as it is.
 pub enum Source {

@@ -62,6 +62,7 @@ impl World {
                     && *self.config != config
                 {
                     self.config = Arc::new(config);
+                    self.set_defaults(facts.defaults);
                     changed = true;
                 }
                 changed
@@ -91,6 +92,7 @@ impl World {
             }
             Kind::MeshConfig => {
                 self.config = Arc::default();
+                self.set_defaults(Arc::default());
                 self.deny(Arc::default());
                 true
             }
@@ -263,9 +265,9 @@ impl World {
 
     /// Crosses a Service with its slices again and refiles it under its addresses and endpoints.
     fn derive_service(&mut self, id: &ServiceId) {
-        if let Some(facts) = self.entries.get(id).cloned() {
-            let service = self.again(id, &facts);
-            return self.place_service(id, service);
+        if self.entries.contains_key(id) {
+            self.derive_entry(id);
+            return;
         }
         let service = self.cross(id);
         self.place_service(id, service);
@@ -295,6 +297,9 @@ impl World {
             file(&mut self.vips, vip, id);
         }
         file(&mut self.hosts, &service.hostname, id);
+        for port in unaddressed(id, &service) {
+            file(&mut self.unaddressed, &port, id);
+        }
         for endpoint in service.ports.iter().flat_map(|port| port.endpoints.iter()) {
             file(&mut self.endpoint_users, &endpoint.address.ip(), id);
         }
@@ -307,6 +312,9 @@ impl World {
             unfile(&mut self.vips, vip, id);
         }
         unfile(&mut self.hosts, &old.hostname, id);
+        for port in unaddressed(id, old) {
+            unfile(&mut self.unaddressed, &port, id);
+        }
         for endpoint in old.ports.iter().flat_map(|port| port.endpoints.iter()) {
             unfile(&mut self.endpoint_users, &endpoint.address.ip(), id);
         }
@@ -353,6 +361,7 @@ impl World {
             workload: self.behind(namespace, facts).map(|workload| workload.id.clone()),
             ready: facts.ready || (none_ready(facts.address) && facts.serving_terminating),
             node: Arc::clone(&facts.node),
+            weight: 1,
         };
         listed.iter().map(endpoint).collect()
     }
@@ -378,6 +387,14 @@ fn name(key: &ObjectKey) -> (Arc<str>, Arc<str>) {
 
 fn service_id(namespace: &str, name: &str) -> ServiceId {
     ServiceId(format!("{namespace}/{name}").into())
+}
+
+/// The ports under which a ServiceEntry without addresses is looked for.
+fn unaddressed(id: &ServiceId, service: &Service) -> Vec<u16> {
+    if !service.vips.is_empty() || !super::entries::is_entry(id) {
+        return Vec::new();
+    }
+    service.ports.iter().map(|port| port.port).collect()
 }
 
 /// Files a value unless it is there already; true if it was not.

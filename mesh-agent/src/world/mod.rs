@@ -17,7 +17,7 @@ use crate::decide::path::PathNormalization;
 use crate::decide::{Destination, NoSubset, Snapshot, authz, peer_auth};
 use crate::model::connection::ConnRules;
 use crate::model::route::HttpRule;
-use crate::model::traffic::{LoadBalance, TrafficPolicy};
+use crate::model::traffic::{Defaults, TrafficPolicy};
 use crate::model::{
     AuthzPolicy, Endpoint, Identity, MtlsMode, PeerAuth, PolicyRef, Service, ServiceId, Workload, WorkloadId,
 };
@@ -34,10 +34,11 @@ mod store;
 mod traffic;
 
 pub use apply::Change;
+use entries::{NameUsers, Parts, Resolved};
 use few::{Few, Filed};
 pub use intern::Interner;
 pub use store::{OnPublish, WorldStore};
-use traffic::{Rules, ServiceTraffic, TrafficIndex};
+use traffic::{Rules, ServiceTraffic, TrafficIndex, plain_policies};
 
 /// Objects of one kind: namespace, then name. Nested, so that one namespace is found by a borrowed text.
 type Named<T> = OrdMap<Arc<str>, OrdMap<Arc<str>, T>>;
@@ -80,6 +81,12 @@ pub struct World {
     workload_entries: Named<Arc<WorkloadEntryFacts>>,
     /// The ServiceEntry behind each Service that is made of one.
     entries: OrdMap<ServiceId, Arc<ServiceEntryFacts>>,
+    entry_parts: OrdMap<ServiceId, Arc<Parts>>,
+    name_users: NameUsers,
+    /// Of the names that somebody uses, those whose addresses are known.
+    resolved: Resolved,
+    /// ServiceEntries without an address, by the ports that clients use: whose a request is, its Host says.
+    unaddressed: OrdMap<u16, Few<ServiceId>>,
     /// Endpoints of ServiceEntries that are no pods; outside the mesh, and nobody's by address.
     outsiders: OrdMap<WorkloadId, Arc<Workload>>,
     traffic_index: TrafficIndex,
@@ -87,6 +94,7 @@ pub struct World {
     traffic: OrdMap<ServiceId, Arc<ServiceTraffic>>,
     no_rules: Rules,
     diagnostics: Arc<[Diagnostic]>,
+    defaults: Arc<Defaults>,
     /// The policies where nobody wrote a DestinationRule: least request, round robin, and as the client dialled.
     plain: [Arc<TrafficPolicy>; 3],
     /// Counts address claims, so that of two pods without a creation time the later one is the newer.
@@ -141,13 +149,17 @@ impl World {
             service_entries: OrdMap::new(),
             workload_entries: OrdMap::new(),
             entries: OrdMap::new(),
+            entry_parts: OrdMap::new(),
+            name_users: OrdMap::new(),
+            resolved: OrdMap::new(),
+            unaddressed: OrdMap::new(),
             outsiders: OrdMap::new(),
             traffic_index: TrafficIndex::default(),
             traffic: OrdMap::new(),
             no_rules: Arc::new([]),
             diagnostics: Arc::new([]),
-            plain: [LoadBalance::LeastRequest, LoadBalance::RoundRobin, LoadBalance::Passthrough]
-                .map(|balance| Arc::new(TrafficPolicy { balance, ..TrafficPolicy::default() })),
+            plain: plain_policies(&Defaults::default()),
+            defaults: Arc::default(),
             claim_count: 0,
         }
     }

@@ -10,12 +10,12 @@ use imbl::OrdMap;
 
 use super::few::Few;
 use super::{World, connections};
-use crate::compile::traffic::{EntryEndpoints, ExportTo, HttpEntry, Resolved, delegate, resolve};
+use crate::compile::traffic::{ExportTo, HttpEntry, Resolved, Unsaid, delegate, resolve};
 use crate::compile::{DestinationRuleFacts, Kind, VirtualServiceFacts};
 use crate::decide::{Destination, NoSubset, peer_auth};
 use crate::model::connection::ConnRules;
 use crate::model::route::HttpRule;
-use crate::model::traffic::TrafficPolicy;
+use crate::model::traffic::{Defaults, LoadBalance, Locality, TrafficPolicy};
 use crate::model::{Balance, Endpoint, Labels, PolicyRef, Service, ServiceId, ServicePort, Workload};
 
 /// Rules in the order in which they are tried.
@@ -112,7 +112,7 @@ pub(super) fn change<K: Ord + Clone, V: Ord + Clone>(
 }
 
 /// The host itself, then the wildcards that cover it, the narrowest first.
-fn patterns(host: &str) -> impl Iterator<Item = String> + '_ {
+pub(super) fn patterns(host: &str) -> impl Iterator<Item = String> + '_ {
     let wild = host.match_indices('.').map(move |(at, _)| format!("*{}", &host[at..]));
     std::iter::once(host.to_owned()).chain(wild).chain(std::iter::once("*".to_owned()))
 }
@@ -264,7 +264,13 @@ impl World {
 
     /// The DestinationRules for a Service, joined where they are of one namespace, host, selector and export.
     fn rules_for(&self, service: &Service) -> Vec<InForce> {
-        let unsaid = self.plain_for(service).balance.clone();
+        let balance = &self.plain_for(service).balance;
+        let names = self.entries.get(&service.id).map(|entry| &entry.subject_alt_names[..]);
+        let unsaid = Unsaid {
+            balance,
+            locality: &self.defaults.locality,
+            subject_alt_names: names.unwrap_or_default(),
+        };
         let mut found = Vec::new();
         for pattern in patterns(&service.hostname) {
             let names = self.traffic_index.rule_hosts.get(&*pattern).into_iter().flat_map(Few::iter);
@@ -280,7 +286,7 @@ impl World {
                 });
                 here = rest;
                 let group: Vec<&DestinationRuleFacts> = group.into_iter().map(|rule| &**rule).collect();
-                found.extend(resolve(&group, &unsaid).map(|rule| InForce {
+                found.extend(resolve(&group, unsaid).map(|rule| InForce {
                     host: Arc::clone(&first.host),
                     subsets: rule.subsets.iter().map(|(_, labels, _)| self.part(service, labels)).collect(),
                     rule,
@@ -290,13 +296,28 @@ impl World {
         found
     }
 
+    /// Takes in what holds where no object says otherwise; says whether that is something else now.
+    pub(super) fn set_defaults(&mut self, defaults: Arc<Defaults>) -> bool {
+        if self.defaults == defaults {
+            return false;
+        }
+        self.plain = plain_policies(&defaults);
+        self.defaults = defaults;
+        let ids: Vec<ServiceId> = self.traffic.keys().cloned().collect();
+        ids.iter().for_each(|id| self.derive_traffic(id));
+        true
+    }
+
+    /// What holds where no object says otherwise.
+    pub fn defaults(&self) -> Arc<Defaults> {
+        Arc::clone(&self.defaults)
+    }
+
     /// The policy where nobody wrote one.
     fn plain_for(&self, service: &Service) -> &Arc<TrafficPolicy> {
-        let dialled =
-            self.entries.get(&service.id).is_some_and(|entry| entry.endpoints == EntryEndpoints::AsDialled);
         let [least, turns, passthrough] = &self.plain;
         match service.balance {
-            _ if dialled => passthrough,
+            _ if self.goes_as_dialled(service) => passthrough,
             Balance::RoundRobin => turns,
             Balance::LeastRequest => least,
         }
@@ -398,6 +419,16 @@ impl World {
         let port = ports.iter().find(|port| port.port == to.port);
         Ok(port.map(|port| Arc::clone(port.endpoints_for(vip))).unwrap_or_default())
     }
+}
+
+/// The policies where nobody wrote a DestinationRule: least request, round robin, and as the client dialled. Nothing says
+/// then which endpoints are ill, so of what is said of localities only shares count.
+pub(super) fn plain_policies(defaults: &Defaults) -> [Arc<TrafficPolicy>; 3] {
+    let enabled = defaults.locality.enabled && !defaults.locality.distribute.is_empty();
+    let locality = Locality { enabled, ..defaults.locality.clone() };
+    [LoadBalance::LeastRequest, LoadBalance::RoundRobin, LoadBalance::Passthrough].map(|balance| {
+        Arc::new(TrafficPolicy { balance, locality: locality.clone(), ..TrafficPolicy::default() })
+    })
 }
 
 /// Objects of one host count from the oldest; without a time they are ordered by name.

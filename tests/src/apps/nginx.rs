@@ -1,7 +1,7 @@
 //! nginx in a pod: an application that nobody here wrote.
 use std::fs;
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -20,15 +20,43 @@ pub struct Nginx {
     process: Process,
 }
 
+/// Files of a server that speaks TLS. Whoever shows a certificate of `clients` is named in its answers.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    pub chain: PathBuf,
+    pub key: PathBuf,
+    pub clients: PathBuf,
+}
+
 impl Nginx {
     pub fn start(lab: &Lab, pod: &Pod, port: u16) -> Result<Self> {
+        Self::serve(lab, pod, port, "", &format!("pod={} peer=$remote_addr", pod.name()))
+    }
+
+    /// The same over TLS; it answers `pod=NAME scheme=https sni=NAME client=SUBJECT protocol=VERSION`.
+    pub fn tls(lab: &Lab, pod: &Pod, port: u16, files: &TlsFiles) -> Result<Self> {
+        let TlsFiles { chain, key, clients } = files;
+        let more = format!(
+            "ssl_certificate {};\n ssl_certificate_key {};\n ssl_client_certificate {};\n ssl_verify_client optional;",
+            chain.display(),
+            key.display(),
+            clients.display()
+        );
+        let said = format!(
+            "pod={} scheme=$scheme sni=$ssl_server_name client=$ssl_client_s_dn protocol=$server_protocol",
+            pod.name()
+        );
+        Self::serve(lab, pod, port, &more, &said)
+    }
+
+    fn serve(lab: &Lab, pod: &Pod, port: u16, tls: &str, said: &str) -> Result<Self> {
         if !Path::new(PROGRAM).exists() {
             bail!("nginx is missing; run `cargo xtask setup`");
         }
         let dir = lab.dir().join(format!("nginx-{}-{}", pod.namespace(), pod.name()));
         fs::create_dir_all(&dir).context("cannot create nginx's folder")?;
         let config = dir.join("nginx.conf");
-        fs::write(&config, configuration(&dir, pod.name(), port))
+        fs::write(&config, configuration(&dir, port, tls, said))
             .context("cannot write nginx's configuration")?;
         let mut command = Command::new(PROGRAM);
         command.arg("-p").arg(&dir).arg("-c").arg(&config).args(["-e", "stderr"]);
@@ -46,8 +74,9 @@ impl Nginx {
 }
 
 /// One process, nothing written outside its folder, nothing read from `/etc`.
-fn configuration(dir: &Path, name: &str, port: u16) -> String {
+fn configuration(dir: &Path, port: u16, tls: &str, said: &str) -> String {
     let dir = dir.display();
+    let ssl = if tls.is_empty() { "" } else { " ssl http2" };
     format!(
         r#"user root;
 daemon off;
@@ -66,8 +95,9 @@ http {{
     scgi_temp_path {dir}/scgi;
     keepalive_requests 1000000;
     server {{
-        listen [::]:{port} ipv6only=off backlog=4096;
-        location / {{ return 200 "pod={name} peer=$remote_addr\n"; }}
+        listen [::]:{port} ipv6only=off backlog=4096{ssl};
+        {tls}
+        location / {{ return 200 "{said}\n"; }}
         location = /empty {{ return 200; }}
     }}
 }}

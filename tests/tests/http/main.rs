@@ -6,6 +6,8 @@ mod grpc;
 mod hostile;
 mod life;
 mod limits;
+mod locality;
+mod names;
 mod policy;
 mod resilience;
 mod routing;

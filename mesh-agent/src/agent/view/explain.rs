@@ -1,7 +1,7 @@
 //! `explain SRC DST[:PORT] [METHOD PATH]`: the same plan, the same transport and the same judgement as a connection or a
 //! request meets, told instead of done.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -12,7 +12,7 @@ use crate::admin::{
 };
 use crate::decide::bypass::{KernelVerdict, kernel_verdict};
 use crate::decide::inbound::{self, ConnFacts, HttpFacts, Stage, Step};
-use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, transport_under};
+use crate::decide::outbound::{OutboundPlan, TcpPlan, Transport, plan, secured, transport};
 use crate::decide::path::normalise;
 use crate::decide::route::RequestView;
 use crate::decide::{Destination, Snapshot as _};
@@ -43,10 +43,16 @@ pub(super) fn explain(world: &World, node: &str, query: &ExplainQuery) -> Result
     }
     match story.planned(world, led) {
         OutboundPlan::Refuse(reason) => story.refuse(reason),
-        OutboundPlan::Passthrough(to) => story.passthrough(to),
+        OutboundPlan::Passthrough(to) => match story.meant(world) {
+            Some(service) => story.by_host(world, node, &service),
+            None => story.passthrough(to),
+        },
         OutboundPlan::Tcp(tcp) => {
             story.answer.route.service = tcp.service.as_ref().map(|service| service.hostname.to_string());
             story.answer.route.port = tcp.port;
+            if let Some(service) = &tcp.service {
+                story.tell_tls(world, service);
+            }
             story.answer.route.endpoints =
                 tcp.endpoints.iter().map(|one| rows::endpoint(world, node, one)).collect();
             story.endpoints(world, node, &tcp.endpoints);
@@ -185,6 +191,44 @@ impl<'a> Story<'a> {
         self.answer.route.why = format!("answered with 400 before any path is chosen: {problem}");
     }
 
+    /// The ServiceEntry that the request means by its Host, where the address is nobody's.
+    fn meant(&self, world: &World) -> Option<Arc<Service>> {
+        let request = self.request.as_ref()?;
+        let (host, port) = (request.authority.as_str(), self.target.port());
+        world.entry_by_host(host, port, &self.source.namespace).map(Arc::clone)
+    }
+
+    fn by_host(&mut self, world: &World, node: &str, service: &Service) {
+        let to = Destination { service, port: self.target.port(), subset: None };
+        let endpoints = world.endpoints(self.source, &to, self.target.ip()).unwrap_or_default();
+        self.tell_tls(world, service);
+        self.answer.route.service = Some(service.hostname.to_string());
+        self.answer.route.endpoints = endpoints.iter().map(|one| rows::endpoint(world, node, one)).collect();
+        if world.goes_as_dialled(service) {
+            self.answer.route.path = Some(Path::Plain);
+            self.answer.route.why =
+                "the ServiceEntry of its Host sends it to the address that the client dialled".to_owned();
+        } else if endpoints.iter().any(|endpoint| endpoint.ready) {
+            self.endpoints(world, node, &endpoints);
+        } else {
+            self.refuse(Reason::NoEndpoint);
+        }
+    }
+
+    /// What a DestinationRule has the agent speak instead of what the destination takes by itself.
+    fn tell_tls(&mut self, world: &World, service: &Service) {
+        let to = Destination { service, port: self.target.port(), subset: None };
+        let Ok(policy) = world.traffic(self.source, &to) else { return };
+        let said = match &policy.tls {
+            // Of plaintext the path tells.
+            ClientTls::Mesh | ClientTls::Disable => return,
+            ClientTls::Mutual => "asks for mutual TLS of the mesh: an endpoint that is not in it is refused",
+            ClientTls::Originate(_) => "has the agent speak TLS to it",
+        };
+        let rule = policy.origin.as_ref().map_or_else(String::new, ToString::to_string);
+        self.answer.notes.push(format!("{rule} {said}"));
+    }
+
     fn passthrough(&mut self, to: SocketAddr) {
         self.answer.route.path = Some(Path::Passthrough);
         self.answer.route.why = format!("nothing in the mesh has the address {}", to.ip());
@@ -218,7 +262,8 @@ impl<'a> Story<'a> {
         let source_ip = self.source.address_like(to.ip()).unwrap_or_else(|| to.ip());
         let enrolled = self.source.enrolled;
         let transport = match enrolled {
-            true => transport_under(world, node, endpoint, self.tls(world)),
+            // What is refused for want of mutual TLS has no other transport either.
+            true => secured(transport(world, node, endpoint), &self.tls(world)).unwrap_or(Transport::Plain),
             false => Transport::Plain,
         };
         let owner = world.workload_at(to.ip()).map(Arc::clone);
@@ -247,7 +292,7 @@ impl<'a> Story<'a> {
             let to = Destination { service, port: self.target.port(), subset: None };
             world.traffic(self.source, &to).ok()
         });
-        policy.map_or(ClientTls::Mesh, |policy| policy.tls)
+        policy.map_or(ClientTls::Mesh, |policy| policy.tls.clone())
     }
 
     fn path(&self, world: &World, node: &str, endpoint: &Endpoint, transport: &Transport) -> (Path, String) {
@@ -377,6 +422,11 @@ fn destination(world: &World, source: &Workload, query: &ExplainQuery) -> Result
     if let Some(service) = service {
         let port = port(query, Some(service))?;
         let headless = || service.port(port).and_then(|port| Some(port.endpoints.first()?.address));
+        if world.is_unaddressed(service) {
+            // What the client's resolver would say; a ServiceEntry is told by its port and its Host.
+            let address = headless().map_or(Ipv4Addr::UNSPECIFIED.into(), |endpoint| endpoint.ip());
+            return Ok(SocketAddr::new(address, port));
+        }
         return match service.vips.first() {
             Some(vip) => Ok(SocketAddr::new(*vip, port)),
             None => headless().ok_or_else(|| ExplainError::UnknownDestination(text.to_owned())),
@@ -396,6 +446,10 @@ pub(super) fn find_service<'a>(world: &'a World, source: &Workload, text: &str) 
     by_host
         .or_else(|| names(host).find_map(|(namespace, name)| named(namespace, name)))
         .or_else(|| named(&source.namespace, host))
+        // One of the hosts that a wildcard covers.
+        .or_else(|| {
+            world.service_by_host(host, &source.namespace).filter(|service| world.is_unaddressed(service))
+        })
         .map(Arc::as_ref)
 }
 

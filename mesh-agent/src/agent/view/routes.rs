@@ -8,8 +8,8 @@ use crate::decide::route::{RequestView, select};
 use crate::decide::{Destination, Snapshot as _};
 use crate::model::pattern::{PathMatch, Pattern};
 use crate::model::route::{
-    Abort, Backend, HeaderOps, HttpMatch, HttpRule, Millionths, PathRewrite, Redirect, RedirectPort,
-    RuleAction,
+    Abort, Backend, HeaderOps, HeaderText, HttpMatch, HttpRule, Millionths, PathRewrite, Redirect,
+    RedirectPort, RuleAction,
 };
 use crate::model::traffic::{ClientTls, HashAlgorithm, HashKey, LoadBalance, TrafficPolicy};
 use crate::model::{Service, Workload};
@@ -66,7 +66,7 @@ pub(super) fn request(
     let path = format!("{}{query}", asked.path);
     let mut story =
         RequestStory { method: asked.method.to_owned(), path, rule: None, outcome: String::new() };
-    let by_host = world.service_by_host(asked.authority, &source.namespace);
+    let by_host = world.entry_by_host(asked.authority, asked.port, &source.namespace);
     let Some(service) = service.or(by_host.map(AsRef::as_ref)) else {
         story.outcome = "no Service is meant, so no rule holds: it goes where the connection goes".to_owned();
         return story;
@@ -235,7 +235,7 @@ fn options(rule: &HttpRule) -> Vec<String> {
 }
 
 fn header_ops(direction: &str, ops: &HeaderOps) -> Option<String> {
-    let pairs = |word: &str, listed: &[(std::sync::Arc<str>, std::sync::Arc<str>)]| {
+    let pairs = |word: &str, listed: &[(std::sync::Arc<str>, HeaderText)]| {
         listed.iter().map(|(name, value)| format!("{word} {name}: {value}")).collect::<Vec<_>>()
     };
     let mut all = pairs("set", &ops.set);
@@ -292,8 +292,15 @@ fn summary(policy: &TrafficPolicy) -> PolicySummary {
     settings.extend(
         policy.warmup.as_ref().map(|one| format!("new endpoints warm up for {}", time_text(one.duration))),
     );
-    if policy.tls == ClientTls::Disable {
-        settings.push("without mutual TLS".to_owned());
+    match &policy.tls {
+        ClientTls::Mesh => {}
+        ClientTls::Mutual => settings.push("mutual TLS of the mesh or nothing".to_owned()),
+        ClientTls::Disable => settings.push("without mutual TLS".to_owned()),
+        ClientTls::Originate(rule) => {
+            let who = if rule.client.is_some() { ", with a certificate" } else { "" };
+            let sure = if rule.skip_verify { ", the server is not verified" } else { "" };
+            settings.push(format!("TLS by the agent{who}{sure}"));
+        }
     }
     PolicySummary { object: policy.origin.as_ref().map(ToString::to_string), balance, settings }
 }

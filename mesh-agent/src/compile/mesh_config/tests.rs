@@ -48,7 +48,17 @@ fn a_config_map_with_every_field_is_read() {
     assert_eq!(access_log(&config), Some(true));
     let shown = settings(&config, &MeshSettings::default());
     let in_force: Vec<_> = shown.iter().filter(|one| one.in_force).map(|one| one.field).collect();
-    assert_eq!(in_force, ["rootNamespace", "accessLogFile", "outboundTrafficPolicy", "pathNormalization"]);
+    assert_eq!(
+        in_force,
+        [
+            "rootNamespace",
+            "accessLogFile",
+            "outboundTrafficPolicy",
+            "defaultHttpRetryPolicy",
+            "pathNormalization",
+            "localityLbSetting"
+        ]
+    );
     let trust = shown.iter().find(|one| one.field == "trustDomain").unwrap();
     assert!(trust.note.contains("restart"), "{}", trust.note);
     assert_eq!(trust.value, "example.org");
@@ -66,6 +76,9 @@ fn a_wrong_value_refuses_the_whole_and_names_the_field() {
             "localityLbSetting: {distribute: [{from: a, to: {b: 90}}]}",
             "data.mesh.localityLbSetting.distribute[0].to",
         ),
+        ("defaultHttpRetryPolicy: {attempts: 1, retryOn: often}", "data.mesh.defaultHttpRetryPolicy.retryOn"),
+        ("defaultHttpRetryPolicy: {perTryTimeout: soon}", "data.mesh.defaultHttpRetryPolicy.perTryTimeout"),
+        ("localityLbSetting: {failover: [{from: a, to: a}]}", "data.mesh.localityLbSetting.failover[0]"),
         ("a: [", "data.mesh"),
     ] {
         let (config, found) = one(&config_map(text));

@@ -60,3 +60,31 @@ fn single_podip_counts_where_podips_is_absent() {
         with("", "status: {podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}, {ip: 10.0.0.2}]}");
     assert_eq!(both.addresses.len(), 2, "one per family");
 }
+
+/// A node's labels, the older ones too, as far as they go without a gap; a pod's own label instead of its node's.
+#[test]
+fn where_nodes_and_pods_are() {
+    let node = |labels: &str| {
+        let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n, labels: {{{labels}}}}}\n");
+        match fixture::compile(&text).objects.pop() {
+            Some((_, Object::Node(facts))) => facts.locality.to_string(),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (labels, expected) in [
+        ("", ""),
+        (
+            "topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: a, topology.istio.io/subzone: b",
+            "eu/a/b",
+        ),
+        ("failure-domain.beta.kubernetes.io/region: eu, failure-domain.beta.kubernetes.io/zone: a", "eu/a"),
+        ("topology.kubernetes.io/region: eu, failure-domain.beta.kubernetes.io/region: us", "eu"),
+        ("topology.kubernetes.io/zone: a", ""),
+    ] {
+        assert_eq!(node(labels), expected, "{labels}");
+    }
+    for (label, expected) in [("eu.a.b", "eu/a/b"), ("eu", "eu")] {
+        assert_eq!(&*with(&format!(", labels: {{istio-locality: {label}}}"), "").locality, expected);
+    }
+    assert_eq!(&*with("", "").locality, "");
+}

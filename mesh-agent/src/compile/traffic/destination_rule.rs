@@ -9,7 +9,7 @@ use super::reader::ExportTo;
 use super::{Reader, istio, object_ref};
 use crate::api::istio::networking::{DestinationRule, DestinationRuleSpec, Subset};
 use crate::compile::{Compiled, Head, Kind, Object, pod};
-use crate::model::traffic::{LoadBalance, Locality, TrafficPolicy};
+use crate::model::traffic::{ClientTls, LoadBalance, Locality, TlsOrigin, TrafficPolicy};
 use crate::model::{Labels, PolicyRef};
 
 /// A DestinationRule as it is written.
@@ -117,9 +117,18 @@ pub struct Resolved {
     pub subsets: Vec<(Arc<str>, Labels, ResolvedPolicy)>,
 }
 
+/// Where a rule says nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Unsaid<'a> {
+    pub balance: &'a LoadBalance,
+    pub locality: &'a Locality,
+    /// Of the ServiceEntry.
+    pub subject_alt_names: &'a [Arc<str>],
+}
+
 /// Joins rules of one namespace, host and selector, the oldest first: subsets come together, of two with one name the
-/// older stays, and the policy is that of the oldest that has one. `unsaid` is the algorithm where none is given.
-pub fn resolve(rules: &[&DestinationRuleFacts], unsaid: &LoadBalance) -> Option<Resolved> {
+/// older stays, and the policy is that of the oldest that has one. `unsaid` says what holds where nothing is given.
+pub fn resolve(rules: &[&DestinationRuleFacts], unsaid: Unsaid<'_>) -> Option<Resolved> {
     let first = rules.first()?;
     let policy = rules.iter().find_map(|rule| rule.policy.as_ref().map(|policy| (policy, &rule.object)));
     let (policy, object) = policy.map_or((None, &first.object), |(policy, object)| (Some(policy), object));
@@ -145,7 +154,7 @@ pub fn resolve(rules: &[&DestinationRuleFacts], unsaid: &LoadBalance) -> Option<
 
 /// A rule's policy, and a subset's over it.
 struct Layers<'a> {
-    unsaid: &'a LoadBalance,
+    unsaid: Unsaid<'a>,
     object: &'a PolicyRef,
     outer: Option<&'a PolicyParts>,
     inner: Option<&'a PolicyParts>,
@@ -165,6 +174,18 @@ impl Layers<'_> {
         ResolvedPolicy { default: Arc::new(self.policy(None)), ports }
     }
 
+    /// TLS of the agent's own with the ServiceEntry's names, where the rule has none.
+    fn named(&self, tls: ClientTls) -> ClientTls {
+        let names = self.unsaid.subject_alt_names;
+        match tls {
+            ClientTls::Originate(rule) if rule.subject_alt_names.is_empty() && !names.is_empty() => {
+                let rule = TlsOrigin { subject_alt_names: names.to_vec(), ..TlsOrigin::clone(&rule) };
+                ClientTls::Originate(Arc::new(rule))
+            }
+            tls => tls,
+        }
+    }
+
     /// Field by field from the outer layer to the inner one; a port's settings replace four of the fields wholesale,
     /// so that what they leave out is the default and not what stood above.
     fn policy(&self, port: Option<u16>) -> TrafficPolicy {
@@ -173,28 +194,28 @@ impl Layers<'_> {
             merged.balancer = parts.balancer.clone().or(merged.balancer);
             merged.pool = parts.pool.clone().or(merged.pool);
             merged.outlier = parts.outlier.clone().or(merged.outlier);
-            merged.tls = parts.tls.or(merged.tls);
+            merged.tls = parts.tls.clone().or(merged.tls);
             merged.retry_budget = parts.retry_budget.clone().or(merged.retry_budget);
             if let Some((_, own)) = parts.ports.iter().find(|(own, _)| Some(*own) == port) {
                 merged.balancer.clone_from(&own.balancer);
                 merged.pool.clone_from(&own.pool);
                 merged.outlier.clone_from(&own.outlier);
-                merged.tls = own.tls;
+                merged.tls.clone_from(&own.tls);
             }
         }
         let balancer = merged.balancer.unwrap_or_default();
         let default = TrafficPolicy::default();
-        let locality = balancer.locality.unwrap_or(Locality { enabled: true, ..Locality::default() });
+        let locality = balancer.locality.unwrap_or_else(|| self.unsaid.locality.clone());
         // Failover needs somebody to say that endpoints are ill; shares do not.
         let enabled = locality.enabled && (merged.outlier.is_some() || !locality.distribute.is_empty());
         TrafficPolicy {
             origin: Some(self.object.clone()),
-            balance: balancer.balance.unwrap_or_else(|| self.unsaid.clone()),
+            balance: balancer.balance.unwrap_or_else(|| self.unsaid.balance.clone()),
             pool: merged.pool.unwrap_or(default.pool),
             outlier: merged.outlier,
             locality: Locality { enabled, ..locality },
             warmup: balancer.warmup,
-            tls: merged.tls.unwrap_or(default.tls),
+            tls: merged.tls.map_or(default.tls, |tls| self.named(tls)),
             retry_budget: merged.retry_budget,
         }
     }

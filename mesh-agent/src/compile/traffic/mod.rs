@@ -7,14 +7,18 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::values::Fault;
 use super::{Compiled, Diagnostic, Head, pod, typed};
+use crate::api::istio::mesh::MeshConfig;
 use crate::api::istio::networking;
 use crate::model::PolicyRef;
+use crate::model::traffic::Defaults;
 
 mod connection;
 pub mod delegate;
 mod destination_rule;
 pub mod gateway;
+mod header_text;
 mod http_action;
 mod http_match;
 mod policy;
@@ -22,11 +26,11 @@ mod reader;
 mod service_entry;
 mod virtual_service;
 
-pub use destination_rule::{DestinationRuleFacts, Resolved, ResolvedPolicy, SubsetFacts, resolve};
+pub use destination_rule::{DestinationRuleFacts, Resolved, ResolvedPolicy, SubsetFacts, Unsaid, resolve};
 pub use gateway::RouteFacts;
 pub use policy::PolicyParts;
 pub use reader::ExportTo;
-pub use service_entry::{EntryEndpoints, ServiceEntryFacts, WorkloadEntryFacts};
+pub use service_entry::{EntryAddress, EntryEndpoints, NameUse, ServiceEntryFacts, WorkloadEntryFacts};
 pub use virtual_service::{HttpEntry, VirtualServiceFacts};
 
 pub(super) use destination_rule::compile as destination_rule;
@@ -79,6 +83,41 @@ fn object<T: DeserializeOwned, O>(
     };
     let sound = reader.report(out);
     compiled.filter(|_| sound)
+}
+
+/// The mesh-wide settings that hold for traffic, and what is wrong with them; fields count from `meshConfig`.
+pub(super) fn defaults(head: &Head<'_>, config: &MeshConfig) -> (Defaults, Vec<Fault>) {
+    let mut reader = Reader::new(head);
+    let built_in = Defaults::default();
+    let retry = config.default_http_retry_policy.as_ref().map(|given| networking::HttpRetry {
+        attempts: Some(i32::try_from(given.attempts).unwrap_or(i32::MAX)),
+        per_try_timeout: given.per_try_timeout.clone(),
+        retry_on: given.retry_on.clone(),
+        retry_remote_localities: given.retry_remote_localities,
+        retry_ignore_previous_hosts: given.retry_ignore_previous_hosts,
+        backoff: given.backoff.clone(),
+    });
+    let retry = http_action::retries(&mut reader, "defaultHttpRetryPolicy", retry.as_ref());
+    let locality = config.locality_lb_setting.as_ref().map(|given| {
+        let distribute = given
+            .distribute
+            .iter()
+            .map(|one| networking::Distribute { from: Some(one.from.clone()), to: Some(one.to.clone()) });
+        let failover = given
+            .failover
+            .iter()
+            .map(|one| networking::Failover { from: Some(one.from.clone()), to: Some(one.to.clone()) });
+        let given = networking::LocalityLbSetting {
+            distribute: Some(distribute.collect()),
+            failover: Some(failover.collect()),
+            failover_priority: Some(given.failover_priority.clone()),
+            enabled: given.enabled,
+        };
+        policy::locality(&mut reader, "localityLbSetting", &given)
+    });
+    let defaults =
+        Defaults { retry: retry.unwrap_or(built_in.retry), locality: locality.unwrap_or(built_in.locality) };
+    (defaults, reader.into_faults())
 }
 
 fn refused(diagnostic: Diagnostic) -> Diagnostic {

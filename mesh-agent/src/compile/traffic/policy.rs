@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::Reader;
 use crate::api::istio::networking::{
-    ClientTlsSettings, ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, OutlierDetection,
-    PortTrafficPolicy, RetryBudget as ApiRetryBudget, TcpSettings, TlsMode, TrafficPolicy,
+    ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, OutlierDetection, PortTrafficPolicy,
+    RetryBudget as ApiRetryBudget, TcpSettings, TrafficPolicy,
 };
 use crate::model::route::Millionths;
 use crate::model::traffic::{
@@ -14,8 +14,11 @@ use crate::model::traffic::{
 };
 
 mod balancer;
+mod tls;
 
 use balancer::balancer;
+pub(super) use balancer::locality;
+use tls::tls;
 
 /// What one `trafficPolicy` says; none = it does not say.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
@@ -215,27 +218,6 @@ fn outlier(reader: &mut Reader<'_>, field: &str, given: &OutlierDetection) -> Ou
         // 0 is «unset» to Istio, and its default is Envoy's.
         max_ejection_percent: if max_ejection == 0 { 10 } else { max_ejection },
         min_health_percent,
-    }
-}
-
-fn tls(reader: &mut Reader<'_>, field: &str, given: &ClientTlsSettings) -> Option<ClientTls> {
-    let own = ClientTlsSettings { mode: given.mode, ..ClientTlsSettings::default() };
-    match given.mode {
-        Some(TlsMode::IstioMutual) if *given == own => Some(ClientTls::Mesh),
-        None | Some(TlsMode::Disable) if *given == own => Some(ClientTls::Disable),
-        None | Some(TlsMode::Disable | TlsMode::IstioMutual) => {
-            let message = "has fields that mean nothing in this mode";
-            reader.fault(field, message, "keep the mode alone: certificates are the mesh's own");
-            None
-        }
-        Some(TlsMode::Simple | TlsMode::Mutual) => {
-            reader.fault(
-                &format!("{field}.mode"),
-                "is not supported: the agent does not originate TLS other than the mesh's own",
-                "use ISTIO_MUTUAL or DISABLE, and let the application speak TLS to servers outside",
-            );
-            None
-        }
     }
 }
 

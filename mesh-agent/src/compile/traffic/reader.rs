@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
-use super::refused;
+use super::{header_text, refused};
 use crate::api::istio::networking::{HeaderOperations, Headers, Percent, StringMatch};
 use crate::compile::values::{Fault, fault};
 use crate::compile::{Compiled, Head};
 use crate::model::pattern::{Pattern, Regex};
-use crate::model::route::{HeaderOps, Millionths};
+use crate::model::route::{HeaderOps, HeaderText, Millionths};
 
 /// Who an object is for.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -49,6 +49,11 @@ impl<'a> Reader<'a> {
 
     pub(super) fn warn(&mut self, field: &str, message: &str, remedy: &str) {
         self.warnings.push(fault(field, message, remedy));
+    }
+
+    /// What is wrong, where there is no object to refuse.
+    pub(super) fn into_faults(self) -> Vec<Fault> {
+        self.faults
     }
 
     /// Puts everything among the diagnostics; says whether the object holds.
@@ -163,21 +168,19 @@ impl<'a> Reader<'a> {
         None
     }
 
-    fn header_value(&mut self, field: &str, text: &str) -> Option<Arc<str>> {
-        // Envoy would fill in `%NAME%`, and `%%` is a percent sign.
-        let plain = text.replace("%%", "");
-        if plain.contains('%') {
-            self.fault(
-                field,
-                &format!("`{text}` has a variable, and variables are not supported"),
-                "write a plain text; a percent sign is %%",
-            );
-            return None;
+    fn header_value(&mut self, field: &str, text: &str, answer: bool) -> Option<HeaderText> {
+        match header_text::read(text, answer) {
+            Ok(HeaderText::Plain(text)) => self.plain_value(field, &text),
+            // What is between the variables is known now.
+            Ok(filled) => self.plain_value(field, text).map(|_text| filled),
+            Err((message, remedy)) => {
+                self.fault(field, &message, &remedy);
+                None
+            }
         }
-        self.plain_value(field, &text.replace("%%", "%"))
     }
 
-    pub(super) fn plain_value(&mut self, field: &str, text: &str) -> Option<Arc<str>> {
+    pub(super) fn plain_value(&mut self, field: &str, text: &str) -> Option<HeaderText> {
         if HeaderValue::from_str(text).is_err() {
             self.fault(field, "is not a header's value", "write visible characters only");
             return None;
@@ -185,20 +188,25 @@ impl<'a> Reader<'a> {
         Some(text.into())
     }
 
-    fn pairs(&mut self, field: &str, pairs: Option<&BTreeMap<String, String>>) -> Vec<(Arc<str>, Arc<str>)> {
+    fn pairs(
+        &mut self,
+        field: &str,
+        pairs: Option<&BTreeMap<String, String>>,
+        answer: bool,
+    ) -> Vec<(Arc<str>, HeaderText)> {
         let mut read = Vec::new();
         for (name, value) in pairs.into_iter().flatten() {
             let field = format!("{field}.{name}");
             // Envoy's word for Host, which a set header may change.
             let name = if name == ":authority" { "host" } else { name.as_str() };
             let name = self.header_name(&field, name);
-            let value = self.header_value(&field, value);
+            let value = self.header_value(&field, value, answer);
             read.extend(name.zip(value));
         }
         read
     }
 
-    pub(super) fn header_ops(&mut self, field: &str, ops: Option<&HeaderOperations>) -> HeaderOps {
+    fn header_ops(&mut self, field: &str, ops: Option<&HeaderOperations>, answer: bool) -> HeaderOps {
         let Some(ops) = ops else { return HeaderOps::default() };
         let remove = ops.remove.iter().flatten().enumerate();
         let mut removed = Vec::new();
@@ -206,8 +214,8 @@ impl<'a> Reader<'a> {
             removed.extend(self.header_name(&format!("{field}.remove[{index}]"), name));
         }
         HeaderOps {
-            set: self.pairs(&format!("{field}.set"), ops.set.as_ref()),
-            add: self.pairs(&format!("{field}.add"), ops.add.as_ref()),
+            set: self.pairs(&format!("{field}.set"), ops.set.as_ref(), answer),
+            add: self.pairs(&format!("{field}.add"), ops.add.as_ref(), answer),
             remove: removed,
         }
     }
@@ -217,8 +225,8 @@ impl<'a> Reader<'a> {
         let request = headers.and_then(|headers| headers.request.as_ref());
         let response = headers.and_then(|headers| headers.response.as_ref());
         (
-            self.header_ops(&format!("{field}.request"), request),
-            self.header_ops(&format!("{field}.response"), response),
+            self.header_ops(&format!("{field}.request"), request, false),
+            self.header_ops(&format!("{field}.response"), response, true),
         )
     }
 

@@ -446,8 +446,8 @@ fn what_a_virtual_service_may_not_say() {
             "spec.http[0].headers.request.set.a b: `a b` is not a header's name",
         ),
         (
-            "headers: {request: {set: {a: '%REQ(x)%'}}}, ROUTE",
-            "spec.http[0].headers.request.set.a: `%REQ(x)%` has a variable",
+            "headers: {request: {set: {a: '%NOBODY%'}}}, ROUTE",
+            "spec.http[0].headers.request.set.a: `%NOBODY%` is not supported",
         ),
         ("match: [{port: soon}], ROUTE", "spec.http[0].match[0].port: invalid type"),
     ] {
@@ -481,3 +481,4 @@ fn a_rule_behind_one_that_takes_everything_is_reported() {
 
 mod connections;
 mod destination_rules;
+mod service_entries;

@@ -13,7 +13,9 @@ use crate::api::istio::networking::{Delegate, HttpRoute, VirtualService, Virtual
 use crate::compile::{Compiled, Head, Kind, Object, pod};
 use crate::model::PolicyRef;
 use crate::model::connection::ConnRule;
-use crate::model::route::{DirectResponse, HeaderOps, HttpMatch, HttpRule, Rewrite, RuleAction, RuleRef};
+use crate::model::route::{
+    DirectResponse, HeaderOps, HeaderText, HttpMatch, HttpRule, Rewrite, RuleAction, RuleRef,
+};
 
 /// A VirtualService that holds for clients in the mesh.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -167,6 +169,8 @@ fn entry(
 /// A Host that is set among the headers is a rewrite of the authority, as in Istio.
 fn authority(headers: &mut HeaderOps, rewrite: &mut Rewrite) {
     headers.set.retain(|(name, value)| {
+        // One with variables is filled in with the other fields.
+        let HeaderText::Plain(value) = value else { return true };
         let host = **name == *"host";
         if host && rewrite.authority.is_none() {
             rewrite.authority = Some(Arc::clone(value));

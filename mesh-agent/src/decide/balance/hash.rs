@@ -5,6 +5,7 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 
+use super::weighted::reduced;
 use crate::model::traffic::HashAlgorithm;
 
 /// Entries of a ring at most, as in Envoy.
@@ -34,7 +35,8 @@ pub enum Table {
 }
 
 impl Table {
-    pub fn new(members: &[SocketAddr], algorithm: HashAlgorithm) -> Self {
+    /// `members` with their weights: each is the home of its share of the keys.
+    pub fn new(members: &[(SocketAddr, u32)], algorithm: HashAlgorithm) -> Self {
         match algorithm {
             HashAlgorithm::RingHash { minimum_ring_size } => Self::Ring(ring(members, minimum_ring_size)),
             HashAlgorithm::Maglev { table_size } => Self::Maglev(maglev(members, table_size)),
@@ -68,15 +70,17 @@ impl Table {
     }
 }
 
-/// Each member in as many places as give the ring its least size. A power of two, so that the places of the others stay
-/// as they are when members come or go, but for the moments when it doubles.
-fn ring(members: &[SocketAddr], least: u32) -> Box<[(u64, u32)]> {
-    let count = u32::try_from(members.len()).unwrap_or(u32::MAX).max(1);
-    let each = least.min(RING_LIMIT).div_ceil(count).next_power_of_two();
-    let mut places = Vec::with_capacity(members.len().saturating_mul(each as usize));
+/// Each member in as many places as give the ring its least size, times its weight. A power of two, so that the places of
+/// the others stay as they are when members come or go, but for the moments when it doubles.
+fn ring(members: &[(SocketAddr, u32)], least: u32) -> Box<[(u64, u32)]> {
+    let weights: Vec<u32> = members.iter().map(|(_, weight)| *weight).collect();
+    let weights = reduced(&weights, u64::from(RING_LIMIT));
+    let shares: u32 = weights.iter().fold(0, |sum: u32, weight| sum.saturating_add(*weight));
+    let each = least.min(RING_LIMIT).div_ceil(shares.max(1)).next_power_of_two();
+    let mut places = Vec::with_capacity((shares as usize).saturating_mul(each as usize));
     let mut text = Vec::with_capacity(64);
-    for (member, address) in (0_u32..).zip(members) {
-        for index in 0..each {
+    for (member, ((address, _), weight)) in (0_u32..).zip(members.iter().zip(weights)) {
+        for index in 0..each.saturating_mul(weight) {
             write_name(&mut text, address, index);
             places.push((hash(&text), member));
         }
@@ -85,8 +89,9 @@ fn ring(members: &[SocketAddr], least: u32) -> Box<[(u64, u32)]> {
     places.into()
 }
 
-/// Members take turns to fill a table, each in its own order of slots, so that all get the same number to within one.
-fn maglev(members: &[SocketAddr], size: u32) -> Box<[u32]> {
+/// Members take turns to fill a table, each in its own order of slots, so that all get the same number to within one; one
+/// of less weight than the heaviest sits out as many turns as it lacks.
+fn maglev(members: &[(SocketAddr, u32)], size: u32) -> Box<[u32]> {
     let size = u64::from(prime(size.clamp(2, TABLE_LIMIT)));
     if members.is_empty() {
         return Box::default();
@@ -101,11 +106,18 @@ fn maglev(members: &[SocketAddr], size: u32) -> Box<[u32]> {
     // Where each member looks next, and how far it goes from there. The size is a prime, so it comes by every slot.
     let mut walks: Vec<(u64, u64)> = members
         .iter()
-        .map(|address| (named(address, 0) % size, named(address, 1) % (size - 1) + 1))
+        .map(|(address, _)| (named(address, 0) % size, named(address, 1) % (size - 1) + 1))
         .collect();
+    let heaviest = members.iter().map(|(_, weight)| u64::from(*weight)).max().unwrap_or(1).max(1);
+    let mut credits = vec![0_u64; members.len()];
     let mut filled = 0;
     while filled < size {
-        for (member, (next, skip)) in (0_u32..).zip(&mut walks) {
+        for (member, ((next, skip), credit)) in (0_u32..).zip(walks.iter_mut().zip(&mut credits)) {
+            *credit += members.get(member as usize).map_or(1, |(_, weight)| u64::from(*weight));
+            if *credit < heaviest {
+                continue;
+            }
+            *credit -= heaviest;
             loop {
                 let slot = usize::try_from(*next).ok().and_then(|at| table.get_mut(at));
                 *next = (*next + *skip) % size;

@@ -1,5 +1,5 @@
 //! Which endpoint takes a connection or a request. Owns: round robin, random, least request (power of two choices),
-//! consistent hashing (ring, Maglev), locality, slow start and panic; `roster` brings them together for a destination
+//! consistent hashing (ring, Maglev), locality, weights, slow start and panic; `roster` brings them together for a destination
 //! with a policy, `round_robin` and `least_request` do for a plain list.
 //! Never: a counter, a random source or a load figure of its own; all three come in. Returns an index into the
 //! list of endpoints; none when none is to be used. Called by `proxy`.
@@ -12,6 +12,7 @@ pub mod locality;
 mod p2c;
 pub mod roster;
 mod round_robin;
+pub mod weighted;
 
 pub use p2c::least_request;
 pub use roster::{Draw, Roster, Standing};

@@ -6,6 +6,7 @@
 use super::hash::{Table, mix};
 use super::locality::{Chosen, Groups, Health, Place, by_priority, by_share, divide};
 use super::p2c::of_two;
+use super::weighted::{Weights, spread};
 use crate::decide::Snapshot;
 use crate::model::traffic::{LoadBalance, TrafficPolicy, Warmup};
 use crate::model::{Endpoint, Labels, Workload};
@@ -52,6 +53,8 @@ pub struct Roster {
 struct Group {
     /// Places in the list of endpoints.
     members: Vec<u32>,
+    /// None where they are equal.
+    weights: Option<Weights>,
     table: Option<Table>,
 }
 
@@ -79,13 +82,17 @@ impl Roster {
                 let addresses: Vec<_> = members
                     .iter()
                     .filter_map(|index| endpoints.get(*index as usize))
-                    .map(|one| one.address)
+                    .map(|one| (one.address, one.weight))
                     .collect();
                 Some(Table::new(&addresses, algorithm))
             }
             _ => None,
         };
-        let group = |members: Vec<u32>| Group { table: table(&members), members };
+        let weights = |members: &[u32]| {
+            let each = members.iter().filter_map(|index| endpoints.get(*index as usize));
+            Weights::new(&each.map(|one| one.weight).collect::<Vec<_>>())
+        };
+        let group = |members: Vec<u32>| Group { table: table(&members), weights: weights(&members), members };
         Self {
             groups: groups.into_iter().map(group).collect(),
             shares,
@@ -212,6 +219,15 @@ impl Roster {
                 .copied();
         }
         let everything = draw.tried.is_empty() && !standing.any_ejected();
+        if let Some(weights) = &group.weights {
+            let usable = |place: usize| members.get(place).is_some_and(|member| usable(*member));
+            let usable: Option<&dyn Fn(usize) -> bool> = if everything { None } else { Some(&usable) };
+            let load = |place: usize| {
+                members.get(place).map_or(0, |member| u64::from(standing.load(*member as usize)))
+            };
+            let place = self.by_weight(weights, draw, usable, load)?;
+            return members.get(place).copied();
+        }
         let count =
             if everything { members.len() } else { members.iter().filter(|one| usable(**one)).count() };
         let nth = |nth: u64| {
@@ -232,6 +248,35 @@ impl Roster {
     }
 }
 
+impl Roster {
+    /// As [`Self::one_of`], where endpoints have shares of their own.
+    fn by_weight(
+        &self,
+        weights: &Weights,
+        draw: &Draw<'_>,
+        usable: Option<&dyn Fn(usize) -> bool>,
+        load: impl Fn(usize) -> u64,
+    ) -> Option<usize> {
+        let total = weights.total(usable);
+        match self.balance {
+            LoadBalance::RoundRobin => weights.at(spread(draw.turn, total)?, usable),
+            LoadBalance::LeastRequest => {
+                // Of two drawn by weight, the one with less to do for its weight; while both are idle, the first.
+                let first = weights.at(draw.random.checked_rem(total)?, usable)?;
+                let second = weights.at(mix(draw.random).checked_rem(total)?, usable)?;
+                let (of_first, of_second) = (
+                    load(first).saturating_mul(weights.of(second).into()),
+                    load(second).saturating_mul(weights.of(first).into()),
+                );
+                Some(if of_second < of_first { second } else { first })
+            }
+            LoadBalance::Random | LoadBalance::Passthrough | LoadBalance::Hash { .. } => {
+                weights.at(draw.random.checked_rem(total)?, usable)
+            }
+        }
+    }
+}
+
 fn groups<S: Snapshot + ?Sized>(
     world: &S,
     client: &Workload,
@@ -242,10 +287,21 @@ fn groups<S: Snapshot + ?Sized>(
     let ready = (0_u32..).zip(endpoints).filter(|(_, endpoint)| endpoint.ready).map(|(index, endpoint)| {
         let workload = endpoint.workload.as_ref().and_then(|id| world.workload(id));
         let labels = workload.map_or(&none, |workload| &*workload.labels);
-        (index, Place { locality: world.locality(&endpoint.node), node: &endpoint.node, labels })
+        let locality = locality(world, workload.map(AsRef::as_ref), &endpoint.node);
+        (index, Place { locality, node: &endpoint.node, labels })
     });
-    let own = Place { locality: world.locality(&client.node), node: &client.node, labels: &client.labels };
+    let own = Place {
+        locality: locality(world, Some(client), &client.node),
+        node: &client.node,
+        labels: &client.labels,
+    };
     divide(&policy.locality, policy.outlier.is_some(), &own, ready)
+}
+
+/// What a workload says of itself comes before what its node says (Istio's `istio-locality`).
+fn locality<'a, S: Snapshot + ?Sized>(world: &'a S, workload: Option<&'a Workload>, node: &str) -> &'a str {
+    let own = workload.map(|workload| &*workload.locality).filter(|own| !own.is_empty());
+    own.unwrap_or_else(|| world.locality(node))
 }
 
 /// The share of its load that an endpoint of this age gets (Envoy's slow start, of which this is the formula).

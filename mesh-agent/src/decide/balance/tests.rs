@@ -6,6 +6,7 @@ fn endpoints(ready: &[bool]) -> Vec<Endpoint> {
         workload: None,
         ready: *ready,
         node: "".into(),
+        weight: 1,
     };
     ready.iter().enumerate().map(one).collect()
 }

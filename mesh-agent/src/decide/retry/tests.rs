@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::route::RetryOn;
+use crate::model::traffic::Defaults;
 
 fn policy(on: RetryOn) -> RetryPolicy {
     RetryPolicy {
@@ -73,7 +75,7 @@ fn a_condition_takes_what_envoy_says_it_takes() {
 
 #[test]
 fn where_nothing_is_said_only_what_was_never_looked_at_is_sent_again() {
-    let policy = standard();
+    let policy = Defaults::default().retry;
     assert_eq!((policy.attempts, policy.backoff), (2, Duration::from_millis(25)));
     for (outcome, again) in [
         (Outcome::ConnectFailed, true),

@@ -31,12 +31,13 @@ pub(super) async fn inbound(mut exchange: Exchange) -> Response<Answer> {
             workload: Some(workload.id.clone()),
             ready: true,
             node: Arc::clone(&workload.node),
+            weight: 1,
         };
         down.worker.http.single(&world, workload, endpoint)
     });
     drop(world);
     match ask(&mut exchange, &cluster, &target, After { again: false, repeat: true }).await {
-        Ok(answered) => exchange.deliver(answered, None, |_| {}),
+        Ok(answered) => exchange.deliver(answered, None, |_, _, _| {}),
         Err(failed) => exchange.refuse(Local::of(failed.reason)),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -81,8 +81,8 @@ pub struct Wanted<'a> {
     pub service: &'a Arc<Service>,
     pub port: u16,
     pub subset: Option<&'a Arc<str>>,
-    /// An address of the family that the client dialled.
-    pub family: IpAddr,
+    /// What the client dialled: endpoints are of its family, or, where nobody lists any, it is the endpoint.
+    pub dialled: SocketAddr,
 }
 
 impl Http {
@@ -99,8 +99,11 @@ impl Http {
             service: wanted.service.id.clone(),
             port: wanted.port,
             subset: wanted.subset.cloned(),
-            v4: wanted.family.is_ipv4(),
+            v4: wanted.dialled.is_ipv4(),
         };
+        if world.goes_as_dialled(wanted.service) {
+            return self.as_dialled(worker, world, source, (key, wanted));
+        }
         let known = self.clusters.borrow().get(&key).cloned();
         if let Some(known) = &known {
             known.used.set(Instant::now());
@@ -115,7 +118,8 @@ impl Http {
             subset: wanted.subset.map(|subset| &**subset),
         };
         let policy = world.traffic(source, &to).map_err(|_missing| Reason::NoSubset)?;
-        let endpoints = world.endpoints(source, &to, wanted.family).map_err(|_missing| Reason::NoSubset)?;
+        let endpoints =
+            world.endpoints(source, &to, wanted.dialled.ip()).map_err(|_missing| Reason::NoSubset)?;
         if let Some(known) = known
             && (Arc::ptr_eq(&known.endpoints, &endpoints) || *known.endpoints == *endpoints)
             && (Arc::ptr_eq(&known.policy, &policy) || *known.policy == *policy)
@@ -142,6 +146,40 @@ impl Http {
         });
         self.clusters.borrow_mut().insert(key, Rc::clone(&cluster));
         Ok(cluster)
+    }
+
+    /// A Service whose one endpoint is what the client dialled. Not kept: there may be as many as there are addresses.
+    /// Its limits are those of all of them together. Another Service's address is no place that anybody meant.
+    fn as_dialled(
+        &self,
+        worker: &Worker,
+        world: &World,
+        source: &Workload,
+        (key, wanted): (Key, &Wanted<'_>),
+    ) -> Result<Rc<Cluster>, Reason> {
+        let protocol = wanted.service.port(wanted.port).ok_or(Reason::NoSuchPort)?.protocol;
+        if world.service_at(wanted.dialled.ip()).is_some_and(|other| other.id != wanted.service.id) {
+            return Err(Reason::NoEndpoint);
+        }
+        let subset = wanted.subset.map(|subset| &**subset);
+        let to = Named { service: wanted.service, port: wanted.port, subset };
+        let policy = world.traffic(source, &to).map_err(|_missing| Reason::NoSubset)?;
+        let endpoint = Endpoint::outside(wanted.dialled);
+        let endpoints: Arc<[Endpoint]> = Arc::new([endpoint]);
+        Ok(Rc::new(Cluster {
+            service: Some(Arc::clone(wanted.service)),
+            port: wanted.port,
+            protocol,
+            loads: vec![self.loads.of(wanted.dialled)],
+            hosts: vec![Arc::default()],
+            roster: Roster::new(world, source, &endpoints, &policy),
+            destination: worker.shared.destinations.of(&key),
+            endpoints,
+            policy,
+            turn: Arc::default(),
+            version: Cell::new(world.version),
+            used: Cell::new(Instant::now()),
+        }))
     }
 
     /// The one endpoint that was dialled.

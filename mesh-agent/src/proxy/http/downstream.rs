@@ -10,10 +10,9 @@ use tokio::net::TcpStream;
 
 use super::cluster::Cluster;
 use super::pool::Lease;
-use super::target::Target;
+use super::target::{Of, Target};
 use crate::model::route::HttpRule;
-use crate::model::traffic::ClientTls;
-use crate::model::{Identity, Service, Workload};
+use crate::model::{Identity, Reason, Service, Workload};
 use crate::observe::{Conn, RequestHandles};
 use crate::proxy::outbound::Chosen;
 use crate::proxy::worker::{LocalPod, Worker};
@@ -213,24 +212,14 @@ impl Downstream {
     }
 
     /// An endpoint of a Service as this connection reaches it.
-    pub fn target(
-        &self,
-        world: &World,
-        endpoint: SocketAddr,
-        service: Option<&Arc<Service>>,
-        tls: ClientTls,
-    ) -> Option<Rc<Target>> {
-        let same = |target: &Target| {
-            target.endpoint == endpoint
-                && target.tls == tls
-                && target.service.as_ref().map(Arc::as_ptr) == service.map(Arc::as_ptr)
-        };
+    pub fn target(&self, world: &World, endpoint: SocketAddr, of: &Of<'_>) -> Result<Rc<Target>, Reason> {
+        let same = |target: &Target| target.endpoint == endpoint && of.means(target) && !target.is_retired();
         if let Some(target) = self.known.borrow().targets.iter().find(|target| same(target)) {
-            return Some(Rc::clone(target));
+            return Ok(Rc::clone(target));
         }
-        let target = Target::outbound(self, world, endpoint, service, tls)?;
+        let target = Target::outbound(self, world, endpoint, of)?;
         self.learn_target(&target);
-        Some(target)
+        Ok(target)
     }
 
     /// The application of an inbound connection.

@@ -1,12 +1,13 @@
 //! One request and what is known of it. Owns: its head and body between client and upstream, and the end of both: an
 //! answer delivered, or one of the mesh's own. Never: decides. Called by `proxy::http::pipeline`.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::HOST;
-use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
@@ -202,15 +203,20 @@ impl Exchange {
         self.method.is_idempotent() && matches!(self.body, Source::Empty)
     }
 
-    /// The request as an upstream of this version is asked.
-    pub fn request(&self, headers: HeaderMap, body: Outgoing, http2: bool) -> Request<Outgoing> {
+    /// The request as an upstream is asked, by version and by whether TLS carries it.
+    pub fn request(
+        &self,
+        headers: HeaderMap,
+        body: Outgoing,
+        (http2, tls): (bool, bool),
+    ) -> Request<Outgoing> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.headers_mut() = headers;
         let authority = self.authority.clone();
         if http2 {
             *request.version_mut() = Version::HTTP_2;
-            *request.uri_mut() = absolute(authority.or_else(|| self.dialled()), &self.path);
+            *request.uri_mut() = absolute(authority.or_else(|| self.dialled()), &self.path, tls);
             return request;
         }
         *request.uri_mut() = Uri::from(self.path.clone());
@@ -231,26 +237,27 @@ impl Exchange {
         self.down.dialled().to_string().parse().ok()
     }
 
-    /// Hands an upstream's answer to the client. `edit` has the last word on its header fields.
+    /// Hands an upstream's answer to the client. `edit` has the last word on its header fields, and is told the status and
+    /// which endpoint answered.
     pub fn deliver(
         self,
         answered: Answered,
         deadline: Option<Instant>,
-        edit: impl FnOnce(&mut HeaderMap),
+        edit: impl FnOnce(&mut HeaderMap, StatusCode, Option<SocketAddr>),
     ) -> Response<Answer> {
         let Self { down, mut record, upgrade, version, .. } = self;
         let Answered { response, lease } = answered;
         let (mut head, body) = response.into_parts();
         record.status = head.status.as_u16();
         record.grpc_status = answer::grpc_status(&head.headers);
-        let switched = head.status == http::StatusCode::SWITCHING_PROTOCOLS;
+        let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
         let protocol = if switched { headers::upgrade(&head.headers).or(upgrade) } else { None };
         headers::strip_hop(&mut head.headers);
         head.version = version.max(Version::HTTP_11);
         if let Some(cookie) = record.cookie.take() {
             head.headers.append(http::header::SET_COOKIE, cookie);
         }
-        edit(&mut head.headers);
+        edit(&mut head.headers, head.status, record.target.as_ref().map(|target| target.endpoint));
         if let Some(protocol) = protocol {
             head.headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.insert(http::header::UPGRADE, protocol);
@@ -277,10 +284,10 @@ impl Exchange {
     }
 }
 
-fn absolute(authority: Option<Authority>, path: &PathAndQuery) -> Uri {
+fn absolute(authority: Option<Authority>, path: &PathAndQuery, tls: bool) -> Uri {
     let mut parts = http::uri::Parts::default();
     if authority.is_some() {
-        parts.scheme = Some(http::uri::Scheme::HTTP);
+        parts.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
         parts.authority = authority;
     }
     parts.path_and_query = Some(path.clone());

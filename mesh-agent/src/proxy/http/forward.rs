@@ -3,9 +3,11 @@
 //! and `mirror`.
 
 use std::rc::Rc;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use http::Version;
+use http::uri::Authority;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::answer;
@@ -14,7 +16,7 @@ use super::cluster::Cluster;
 use super::downstream::{Downstream, Side};
 use super::exchange::{Answered, Exchange, Source, snapshot};
 use super::headers::XFCC;
-use super::target::Target;
+use super::target::{Of, Target};
 use crate::decide::balance::hash_key;
 use crate::decide::inbound::{ConnFacts, HttpFacts, admit_request};
 use crate::decide::outbound::Transport;
@@ -24,8 +26,6 @@ use crate::model::traffic::LoadBalance;
 use crate::model::{Reason, Workload};
 use crate::proxy::upstream;
 use crate::world::World;
-
-static DEFAULT_RETRY: LazyLock<RetryPolicy> = LazyLock::new(retry::standard);
 
 /// What is sent once: copies, and requests of a rule that injects faults.
 pub const NO_RETRY: RetryPolicy = RetryPolicy {
@@ -81,7 +81,8 @@ pub async fn forward(exchange: &mut Exchange, way: &Way<'_>) -> Result<Answered,
 
 async fn tries(exchange: &mut Exchange, way: &Way<'_>) -> Result<Answered, Unanswered> {
     let down = Rc::clone(&exchange.down);
-    let policy = way.retry.unwrap_or(&DEFAULT_RETRY);
+    let defaults = snapshot(&down).defaults();
+    let policy = way.retry.unwrap_or(&defaults.retry);
     let hash = hash(exchange, way.cluster);
     // What may have to be sent again has to be kept from the start.
     let again = sends_again(policy, exchange);
@@ -181,8 +182,9 @@ async fn one(
     let target = {
         let world = snapshot(&down);
         let address = cluster.endpoints[index].address;
-        let target = down.target(&world, address, cluster.service.as_ref(), cluster.policy.tls);
-        let target = target.ok_or(Reason::ConnectFailed)?;
+        let asked = exchange.authority.as_ref().map(Authority::host);
+        let of = Of { service: cluster.service.as_ref(), tls: &cluster.policy.tls, asked };
+        let target = down.target(&world, address, &of)?;
         exchange.record.target = Some(Rc::clone(&target));
         match &target.transport {
             Transport::Local(workload) => judge(exchange, &world, &target, workload)?,
@@ -273,7 +275,12 @@ async fn send(
     let down: Rc<Downstream> = Rc::clone(&exchange.down);
     let limits = &cluster.policy.pool;
     let switches = exchange.upgrade.is_some();
-    let http2 = attempt::wants_http2(cluster.protocol, limits, exchange.version, switches);
+    // A server behind TLS says what it speaks only in the handshake: what every one does, unless the request needs more.
+    let spoken = match &target.tls {
+        Some(_) if !exchange.record.grpc => Version::HTTP_11,
+        _ => exchange.version,
+    };
+    let http2 = attempt::wants_http2(cluster.protocol, limits, spoken, switches);
     let lost = || Failed { reason: Reason::UpstreamReset, kind: Kind::Reset { sent: true }, unsent: None };
     let body = exchange.outgoing().ok_or_else(lost)?;
     // Left behind for another try, where there may be one after this has been sent.
@@ -283,7 +290,7 @@ async fn send(
     if let Some(name) = &target.client_cert {
         headers.insert(XFCC, name.clone());
     }
-    let request = exchange.request(headers, body, http2);
+    let request = exchange.request(headers, body, (http2, target.tls.is_some()));
     exchange.record.attempts += 1;
     exchange.record.max_requests = limits.max_requests_per_connection;
     down.shows(target);

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::net::sock;
 use crate::observe::Conn;
@@ -23,6 +24,8 @@ pub const TUNNEL_WRITE_MAX_BYTES: usize = 64 * 1024;
 enum Wire {
     Tcp(TcpStream),
     Tunnel(Box<TunnelWire>),
+    /// TLS of the agent's own over another wire.
+    Tls(Box<TlsStream<HttpIo>>),
 }
 
 /// A tunnel's stream and what it delivered but nobody has taken yet.
@@ -55,6 +58,10 @@ impl HttpIo {
 
     pub fn tunnel(stream: Stream) -> Self {
         Self::new(Wire::Tunnel(Box::new(TunnelWire { stream, unread: Bytes::new() })))
+    }
+
+    pub fn tls(stream: TlsStream<Self>) -> Self {
+        Self::new(Wire::Tls(Box::new(stream)))
     }
 
     fn new(wire: Wire) -> Self {
@@ -92,6 +99,7 @@ impl HttpIo {
                 }
             }
             Wire::Tunnel(mut tunnel) => tunnel.stream.reset(),
+            Wire::Tls(tls) => tls.into_inner().0.reset(),
         }
     }
 
@@ -123,6 +131,7 @@ impl AsyncRead for HttpIo {
             match &mut this.wire {
                 Wire::Tcp(tcp) => ready!(Pin::new(tcp).poll_read(cx, buf))?,
                 Wire::Tunnel(tunnel) => ready!(tunnel.poll_read(cx, buf))?,
+                Wire::Tls(tls) => ready!(Pin::new(&mut **tls).poll_read(cx, buf))?,
             }
         } else {
             let taken = this.ahead.len().min(buf.remaining());
@@ -146,6 +155,7 @@ impl AsyncWrite for HttpIo {
         let written = ready!(match &mut self.wire {
             Wire::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Wire::Tunnel(tunnel) => tunnel.poll_write(cx, bufs),
+            Wire::Tls(tls) => Pin::new(&mut **tls).poll_write_vectored(cx, bufs),
         })?;
         self.was_written(written);
         Poll::Ready(Ok(written))
@@ -155,15 +165,19 @@ impl AsyncWrite for HttpIo {
         true
     }
 
-    /// Neither a socket nor a stream keeps anything back.
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    /// Neither a socket nor a stream keeps anything back; TLS may.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.wire {
+            Wire::Tcp(_) | Wire::Tunnel(_) => Poll::Ready(Ok(())),
+            Wire::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.wire {
             Wire::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Wire::Tunnel(tunnel) => Poll::Ready(tunnel.stream.finish().map_err(failed)),
+            Wire::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
         }
     }
 }

@@ -24,6 +24,7 @@ pub mod mirror;
 pub mod pipeline;
 pub mod pool;
 pub mod record;
+mod said;
 pub mod server;
 pub mod sniff;
 pub mod target;
@@ -33,6 +34,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use crate::model::Hits;
+use crate::proxy::originate::Originator;
 
 /// One worker's own HTTP state.
 pub struct Http {
@@ -40,6 +42,8 @@ pub struct Http {
     clusters: RefCell<HashMap<cluster::Key, std::rc::Rc<cluster::Cluster>>>,
     loads: cluster::Loads,
     mirrors: std::cell::Cell<usize>,
+    /// The changes of files behind TLS of the agent's own that the pool has followed.
+    tls_changes: std::cell::Cell<u64>,
 }
 
 impl Http {
@@ -49,6 +53,16 @@ impl Http {
             clusters: RefCell::default(),
             loads: cluster::Loads::default(),
             mirrors: std::cell::Cell::new(0),
+            tls_changes: std::cell::Cell::new(0),
+        }
+    }
+
+    /// Takes connections out of use that were made with files that have changed since.
+    pub async fn follow_files(&self, originator: &Originator) {
+        originator.look().await;
+        let changes = originator.changes();
+        if self.tls_changes.replace(changes) != changes {
+            self.pool.retain(|key| key.tls.is_none());
         }
     }
 

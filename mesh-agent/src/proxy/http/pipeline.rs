@@ -18,9 +18,10 @@ use super::downstream::{Downstream, Place, Side};
 use super::exchange::{Exchange, snapshot};
 use super::forward::{NO_RETRY, Unanswered, Way, forward};
 use super::mirror::{self, Copy};
+use super::said::Said;
 use crate::decide::connection::draw;
 use crate::decide::cors::{self, Cors};
-use crate::decide::outbound::{OutboundPlan, backend_port, plan};
+use crate::decide::outbound::{OutboundPlan, backend_port, canonical, plan};
 use crate::decide::{Snapshot as _, fault, headers, rewrite, route};
 use crate::model::route::{
     Abort, Backend, DirectResponse, HttpMatch, HttpRule, Redirect, RuleAction, WeightedBackend,
@@ -59,7 +60,7 @@ async fn outbound(mut exchange: Exchange, source: &Arc<Workload>) -> Response<An
         }
         let way = Way { cluster: &place.cluster, retry: None, try_timeout: None, deadline: None };
         return match forward(&mut exchange, &way).await {
-            Ok(answered) => exchange.deliver(answered, None, |_| {}),
+            Ok(answered) => exchange.deliver(answered, None, |_, _, _| {}),
             Err(unanswered) => exchange.give_up(&unanswered),
         };
     };
@@ -100,6 +101,9 @@ async fn outbound(mut exchange: Exchange, source: &Arc<Workload>) -> Response<An
     }
     let copies = copies(&mut exchange, source, &place, rule);
 
+    // What the rule's answer says of the request is known now, and not when the answer comes.
+    let mut said = Said::of(&exchange, rule, &[&chosen.response_headers, &rule.response_headers]);
+
     // Balance, circuit, tries: the answer's head, or why there is none.
     let (deadline, retry) = match rule.fault.may_happen() {
         // A rule that injects faults has neither (Istio's API).
@@ -114,10 +118,13 @@ async fn outbound(mut exchange: Exchange, source: &Arc<Workload>) -> Response<An
 
     // Back to the client; metrics and log when its last byte is delivered.
     match answered {
-        Ok(answered) => exchange.deliver(answered, deadline, |fields| {
+        Ok(answered) => exchange.deliver(answered, deadline, |fields, status, upstream| {
+            if let Some(said) = &mut said {
+                said.answer = Some((status, upstream));
+            }
             // What they say of Host has no meaning in an answer.
-            drop(headers::apply(&chosen.response_headers, fields));
-            drop(headers::apply(&rule.response_headers, fields));
+            drop(headers::apply(&chosen.response_headers, fields, &said));
+            drop(headers::apply(&rule.response_headers, fields, &said));
             if let Some(decorated) = decorated {
                 cors::decorate(decorated, fields);
             }
@@ -137,7 +144,8 @@ fn place(exchange: &Exchange, source: &Workload) -> Result<Place, Reason> {
     }
     let port = original.port();
     let of_service = |service| -> Result<Place, Reason> {
-        let wanted = Wanted { service, port, subset: None, family: original.ip() };
+        let dialled = canonical(*original);
+        let wanted = Wanted { service, port, subset: None, dialled };
         let cluster = down.worker.http.cluster(&down.worker, &world, source, &wanted)?;
         Ok(Place {
             rules: world.http_rules(source, service, port),
@@ -153,7 +161,7 @@ fn place(exchange: &Exchange, source: &Workload) -> Result<Place, Reason> {
             service: &service,
             port: plan.port,
             subset: plan.subset.as_ref(),
-            family: original.ip(),
+            dialled: canonical(*original),
         };
         let cluster = down.worker.http.cluster(&down.worker, &world, source, &wanted)?;
         let place = Place { port: plan.port, rules: Arc::default(), cluster, service: Some(service) };
@@ -177,17 +185,21 @@ fn place(exchange: &Exchange, source: &Workload) -> Result<Place, Reason> {
             (None, None) => return Err(Reason::NoEndpoint),
         },
         OutboundPlan::Passthrough(address) => {
-            let named = authority.and_then(|host| world.service_by_host(host, &source.namespace));
-            match named.filter(|service| service.port(port).is_some()) {
+            match authority.and_then(|host| world.entry_by_host(host, port, &source.namespace)) {
                 Some(service) => (of_service(service)?, true),
                 None => {
-                    let endpoint = Endpoint { address, workload: None, ready: true, node: "".into() };
+                    let endpoint = Endpoint::outside(address);
                     (of_address(endpoint), true)
                 }
             }
         }
     };
-    down.learn_place(authority.filter(|_| by_host), &place);
+    // Where the Host decides, what holds without one holds for no other request of the connection.
+    if !by_host {
+        down.learn_place(None, &place);
+    } else if let Some(authority) = authority.filter(|text| !text.is_empty()) {
+        down.learn_place(Some(authority), &place);
+    }
     Ok(place)
 }
 
@@ -229,7 +241,7 @@ fn cluster(
         service,
         port: port.ok_or(Reason::NoSuchPort)?,
         subset: subset.as_ref(),
-        family: down.dialled().ip(),
+        dialled: canonical(down.dialled()),
     };
     let cluster = down.worker.http.cluster(&down.worker, &world, source, &wanted)?;
     down.learn_backend(key, &cluster);
@@ -246,7 +258,10 @@ fn edit(
     let mut authority: Option<Cow<'_, str>> = rule.rewrite.authority.as_deref().map(Cow::Borrowed);
     for ops in [&rule.request_headers, &chosen.request_headers] {
         if !ops.is_empty()
-            && let Some(set) = headers::apply(ops, &mut exchange.headers)
+            && let Some(set) = {
+                let said = Said::of(exchange, rule, &[ops]);
+                headers::apply(ops, &mut exchange.headers, &said)
+            }
         {
             authority = Some(Cow::Owned(set));
         }
@@ -295,8 +310,9 @@ fn redirect(
     };
     let mut fields = HeaderMap::new();
     fields.insert(LOCATION, location);
-    drop(headers::apply(&rule.response_headers, &mut fields));
     let status = StatusCode::from_u16(to.status).unwrap_or(StatusCode::MOVED_PERMANENTLY);
+    let said = Said::answered(&exchange, rule, status);
+    drop(headers::apply(&rule.response_headers, &mut fields, &said));
     exchange.say(answer_of(status, fields, ""))
 }
 
@@ -305,8 +321,9 @@ fn respond_directly(exchange: Exchange, with: &DirectResponse, rule: &HttpRule) 
     if !with.body.is_empty() {
         fields.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
-    drop(headers::apply(&rule.response_headers, &mut fields));
     let status = StatusCode::from_u16(with.status).unwrap_or(StatusCode::OK);
+    let said = Said::answered(&exchange, rule, status);
+    drop(headers::apply(&rule.response_headers, &mut fields, &said));
     exchange.say(answer_of(status, fields, with.body.to_vec()))
 }
 

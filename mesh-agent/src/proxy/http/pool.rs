@@ -20,6 +20,7 @@ use super::io::HttpIo;
 use crate::decide::circuit;
 use crate::model::traffic::PoolLimits;
 use crate::model::{Hits, Identity, Limit, WorkloadId};
+use crate::proxy::originate::Origination;
 
 /// Idle connections of one worker. One more closes the idlest.
 pub const IDLE_CONNECTIONS_MAX: usize = 4096;
@@ -57,6 +58,8 @@ pub struct Key {
     pub from: IpAddr,
     pub endpoint: SocketAddr,
     pub via: Via,
+    /// TLS of the agent's own.
+    pub tls: Option<Origination>,
     pub http2: bool,
 }
 
@@ -264,6 +267,11 @@ impl HttpPool {
 impl Slot {
     pub fn key(&self) -> &Key {
         &self.key
+    }
+
+    /// Keeps no connection any more.
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
     }
 
     /// A connection at hand, if there is one. The one that was used last comes first: the others may go idle.

@@ -13,10 +13,11 @@ use super::io::HttpIo;
 use super::pool::{Key, Lease, Opened, Slot, Source, Via};
 use super::{client, headers};
 use crate::decide::Snapshot as _;
-use crate::decide::outbound::{Transport, transport_under};
+use crate::decide::outbound::{Transport, secured, transport};
 use crate::model::traffic::{ClientTls, PoolLimits};
 use crate::model::{Reason, Service, Workload};
 use crate::observe::{ConnMeta, DecisionId, Direction, Party, Path, RequestHandles};
+use crate::proxy::originate::{Inside, Origination};
 use crate::proxy::upstream;
 use crate::proxy::worker::Worker;
 use crate::tunnel::Failure;
@@ -28,7 +29,9 @@ pub struct Target {
     pub transport: Transport,
     pub service: Option<Arc<Service>>,
     /// What the destination's policy says of the transport.
-    pub tls: ClientTls,
+    policy: ClientTls,
+    /// TLS that the agent speaks inside.
+    pub tls: Option<Origination>,
     /// For metrics and logs.
     pub meta: ConnMeta,
     pub handles: RequestHandles,
@@ -37,18 +40,44 @@ pub struct Target {
     slots: [Rc<Slot>; 2],
 }
 
+/// What a target is of.
+#[derive(Clone, Copy)]
+pub struct Of<'a> {
+    pub service: Option<&'a Arc<Service>>,
+    pub tls: &'a ClientTls,
+    /// The host that the request names.
+    pub asked: Option<&'a str>,
+}
+
+impl Of<'_> {
+    fn origination(&self, asked: Option<&str>) -> Option<Origination> {
+        let ClientTls::Originate(rule) = self.tls else { return None };
+        // Without a Service there is no DestinationRule.
+        let host = self.service.map_or("*", |service| &*service.hostname);
+        Some(Origination::new(rule, host, asked))
+    }
+
+    /// Whether a target that is known is the one that is meant.
+    pub fn means(&self, target: &Target) -> bool {
+        target.service.as_ref().map(Arc::as_ptr) == self.service.map(Arc::as_ptr)
+            && target.policy == *self.tls
+            && target.tls == self.origination(self.asked)
+    }
+}
+
 impl Target {
     /// An endpoint that a pod of this node calls.
     pub fn outbound(
         down: &Downstream,
         world: &World,
         endpoint: SocketAddr,
-        service: Option<&Arc<Service>>,
-        tls: ClientTls,
-    ) -> Option<Rc<Self>> {
-        let Side::Outbound { source, .. } = &down.side else { return None };
+        of: &Of<'_>,
+    ) -> Result<Rc<Self>, Reason> {
+        let Of { service, tls: policy, asked } = *of;
+        let Side::Outbound { source, .. } = &down.side else { return Err(Reason::ConnectFailed) };
         let worker = &down.worker;
-        let transport = transport_under(world, &worker.shared.node, endpoint, tls);
+        let transport = secured(transport(world, &worker.shared.node, endpoint), policy)?;
+        let tls = of.origination(asked);
         let owner = world.workload_at(endpoint.ip());
         let (path, destination, via) = match &transport {
             Transport::Local(workload) => (Path::Local, Some(workload), Via::Leg(workload.id.clone())),
@@ -58,7 +87,8 @@ impl Target {
             Transport::Plain if service.is_some() || owner.is_some() => (Path::Plain, None, Via::Plain),
             Transport::Plain => (Path::Passthrough, None, Via::Plain),
         };
-        let from = upstream::Origin { source, client: down.client }.address(endpoint)?;
+        let from = upstream::Origin { source, client: down.client }.address(endpoint);
+        let from = from.ok_or(Reason::ConnectFailed)?;
         let meta = ConnMeta {
             direction: if path == Path::Local { Direction::Local } else { Direction::Outbound },
             path,
@@ -82,14 +112,21 @@ impl Target {
             Transport::Local(workload) => headers::client_cert(&workload.identity, &source.identity),
             Transport::Hbone(_) | Transport::Plain => None,
         };
-        let key =
-            |http2| Key { source: Source::Pod(source.id.clone()), from, endpoint, via: via.clone(), http2 };
+        let key = |http2| Key {
+            source: Source::Pod(source.id.clone()),
+            from,
+            endpoint,
+            via: via.clone(),
+            tls: tls.clone(),
+            http2,
+        };
         let slots = [worker.http.pool.slot(&key(false)), worker.http.pool.slot(&key(true))];
         let handles = RequestHandles::new(worker.shared.connections.metrics(), &meta);
-        Some(Rc::new(Self {
+        Ok(Rc::new(Self {
             endpoint,
             transport,
             service: service.map(Arc::clone),
+            policy: policy.clone(),
             tls,
             meta,
             handles,
@@ -107,6 +144,7 @@ impl Target {
             from: down.client.ip(),
             endpoint: *destination,
             via: Via::Leg(workload.id.clone()),
+            tls: None,
             http2,
         };
         let pool = &down.worker.http.pool;
@@ -115,12 +153,18 @@ impl Target {
             endpoint: *destination,
             transport: Transport::Local(Arc::clone(workload)),
             service: None,
-            tls: ClientTls::Mesh,
+            policy: ClientTls::Mesh,
+            tls: None,
             client_cert: peer.as_ref().and_then(|peer| headers::client_cert(&workload.identity, peer)),
             meta,
             handles,
             slots: [pool.slot(&key(false)), pool.slot(&key(true))],
         }))
+    }
+
+    /// Whether its pooled connections are not to be used any more.
+    pub fn is_retired(&self) -> bool {
+        self.slots.iter().any(|slot| slot.is_closed())
     }
 
     /// The pooled connections of one version of HTTP.
@@ -177,7 +221,11 @@ impl Target {
         limits: &PoolLimits,
         opened: Opened,
     ) -> Result<Lease, Failure> {
-        let io = self.connect(down, limits.connect_timeout).await?;
+        let mut io = self.connect(down, limits.connect_timeout).await?;
+        if let Some(tls) = &self.tls {
+            let inside = if http2 { Inside::Http2 } else { Inside::Http1 };
+            io = down.worker.shared.originator.begin(io, tls, inside).await?;
+        }
         let broke = |error: hyper::Error| Failure::new(Reason::UpstreamReset, error.to_string());
         let slot = self.slot(http2);
         if http2 {

@@ -14,6 +14,7 @@ use crate::decide::outlier::Outcome;
 use crate::model::traffic::{ClientTls, LoadBalance};
 use crate::model::{Endpoint, Reason};
 use crate::proxy::http::cluster::{self, Cluster};
+use crate::proxy::originate::Origination;
 use crate::proxy::upstream;
 use crate::proxy::worker::Worker;
 use crate::world::World;
@@ -41,8 +42,8 @@ impl Choice {
                 place: None,
             });
         };
-        let family = decide::outbound::canonical(accepted.original).ip();
-        let wanted = cluster::Wanted { service, port: plan.port, subset: plan.subset.as_ref(), family };
+        let dialled = decide::outbound::canonical(accepted.original);
+        let wanted = cluster::Wanted { service, port: plan.port, subset: plan.subset.as_ref(), dialled };
         let cluster = worker.http.cluster(worker, world, &accepted.source, &wanted)?;
         let circuit = &cluster.destination.circuit;
         let place = circuit.try_connection(&cluster.policy.pool).map_err(|_full| Reason::LimitReached)?;
@@ -75,9 +76,15 @@ impl Choice {
         cluster.result(worker, index, outcome);
     }
 
-    /// What the policy says of the transport.
-    pub(super) fn tls(&self) -> ClientTls {
-        self.cluster.as_ref().map_or(ClientTls::Mesh, |cluster| cluster.policy.tls)
+    pub(super) fn tls(&self) -> &ClientTls {
+        self.cluster.as_ref().map_or(&ClientTls::Mesh, |cluster| &cluster.policy.tls)
+    }
+
+    /// TLS that the agent speaks in the client's stead.
+    pub(super) fn origination(&self) -> Option<Origination> {
+        let ClientTls::Originate(rule) = self.tls() else { return None };
+        let service = self.cluster.as_ref()?.service.as_ref()?;
+        Some(Origination::new(rule, &service.hostname, None))
     }
 
     /// How long a connection may take, rest and last.

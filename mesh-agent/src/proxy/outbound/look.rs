@@ -52,6 +52,8 @@ enum Wanted {
     Http,
     /// The client's first bytes decide.
     Either,
+    /// The same, and the client is expected to speak first: it is waited for. Others that share the port are relayed.
+    HttpIfSpoken,
 }
 
 /// The order of Istio: a port that says TLS goes by its TLS rules, one that says HTTP, or whose client speaks it, by
@@ -137,6 +139,7 @@ async fn sniffed(accepted: &Accepted, wanted: Wanted) -> io::Result<Sniffed> {
     match wanted {
         Wanted::Bytes => Ok(Sniffed::Other),
         Wanted::Either => sniff::socket(&accepted.stream, sniff::SNIFF_TIMEOUT).await,
+        Wanted::HttpIfSpoken => sniff::socket(&accepted.stream, server::IDLE_TIMEOUT).await,
         Wanted::Http => match sniff::socket(&accepted.stream, server::IDLE_TIMEOUT).await? {
             // It is answered as HTTP: that it is none.
             Sniffed::Other => Ok(Sniffed::Http1),
@@ -167,7 +170,14 @@ fn wanted(world: &World, node: &str, accepted: &Accepted) -> Wanted {
         Transport::Local(workload) if inbound::needs_http(world, &workload, original.port()) => {
             Wanted::Either
         }
-        Transport::Local(_) | Transport::Hbone(_) | Transport::Plain => Wanted::Bytes,
+        Transport::Local(_) | Transport::Hbone(_) => Wanted::Bytes,
+        Transport::Plain if world.workload_at(original.ip()).is_some() => Wanted::Bytes,
+        // Nobody's address: a ServiceEntry without addresses may be meant, by the Host of a request.
+        Transport::Plain => match world.unaddressed_http(original.port(), &accepted.source.namespace) {
+            Some(AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc) => Wanted::HttpIfSpoken,
+            Some(_) => Wanted::Either,
+            None => Wanted::Bytes,
+        },
     }
 }
 

@@ -170,6 +170,8 @@ impl Publisher {
         }
         if std::mem::take(&mut self.changed) {
             let version = self.store.publish(self.world.clone());
+            // What is known of names stays with the next world.
+            self.world = World::clone(&self.store.load());
             let mut status = self.status.lock();
             (status.version, status.last_load) = (version, SystemTime::now());
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::decide::bypass::{KernelVerdict, kernel_verdict};
-use crate::decide::outbound::{OutboundPlan, Transport, plan, transport, transport_under};
+use crate::decide::outbound::{OutboundPlan, Transport, plan, secured, transport};
 use crate::model::traffic::ClientTls;
 
 fn at(text: &str) -> SocketAddr {
@@ -75,14 +75,18 @@ fn the_transport_follows_node_enrolment_and_disable() {
     assert_eq!(transport(&world, "n1", at("10.1.0.2:9090")), Transport::Plain, "DISABLE");
     for (node, at) in [("n1", at("10.1.0.2:8080")), ("n2", at("10.1.0.2:8080"))] {
         assert_eq!(
-            transport_under(&world, node, at, ClientTls::Disable),
-            Transport::Plain,
+            secured(transport(&world, node, at), &ClientTls::Disable),
+            Ok(Transport::Plain),
             "the client's own word"
         );
-        assert_ne!(transport_under(&world, node, at, ClientTls::Mesh), Transport::Plain);
+        for tls in [ClientTls::Mesh, ClientTls::Mutual] {
+            assert_ne!(secured(transport(&world, node, at), &tls), Ok(Transport::Plain));
+        }
     }
     assert_eq!(transport(&world, "n1", at("10.2.0.9:80")), Transport::Plain, "not enrolled");
-    assert_eq!(transport(&world, "n1", at("192.0.2.7:80")), Transport::Plain, "unknown");
+    let outside = transport(&world, "n1", at("192.0.2.7:80"));
+    assert_eq!(outside, Transport::Plain, "unknown");
+    assert_eq!(secured(outside, &ClientTls::Mutual), Err(Reason::NoMutualTls), "never in plaintext");
 }
 
 #[test]

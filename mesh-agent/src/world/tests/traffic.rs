@@ -314,3 +314,53 @@ fn the_guide_s_canary_goes_to_the_subsets_of_its_hosts() {
     assert_eq!(subsets(0), [(1, "canary".to_owned())]);
     assert_eq!(subsets(1), [(90, "stable".to_owned()), (10, "canary".to_owned())]);
 }
+
+fn mesh_config(lines: &[&str]) -> String {
+    let lines: String = lines.iter().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: nodemesh, namespace: nodemesh-system}}\ndata:\n  mesh: |\n{lines}"
+    )
+}
+
+/// `meshConfig` says what holds where no DestinationRule says otherwise, for Services with one and without.
+#[test]
+fn the_mesh_s_defaults_hold_where_nobody_says_otherwise() {
+    const SHARES: &str = "localityLbSetting: {distribute: [{from: '*', to: {eu: 100}}]}";
+    const REGIONS: &str = "localityLbSetting: {failover: [{from: eu, to: us}]}";
+    let policy = |world: &World| {
+        let service = world.service_by_host(REVIEWS, "shop").unwrap();
+        let to = Destination { service, port: 80, subset: None };
+        world.traffic(pod(world, "web"), &to).unwrap().locality.clone()
+    };
+    let outlier = "host: reviews, trafficPolicy: {outlierDetection: {}}";
+    let own = "host: reviews, trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {failoverPriority: [a]}}}";
+    for (spec, mesh, enabled, parts) in [
+        (None, SHARES, true, (1, 0, 0)),
+        // Nothing says which endpoints have failed.
+        (None, REGIONS, false, (0, 1, 0)),
+        (Some(outlier), REGIONS, true, (0, 1, 0)),
+        (Some(outlier), SHARES, true, (1, 0, 0)),
+        (Some(outlier), "localityLbSetting: {enabled: false}", false, (0, 0, 0)),
+        (Some(own), REGIONS, true, (0, 0, 1)),
+        (Some(outlier), "{}", true, (0, 0, 0)),
+    ] {
+        let mut world = world(&[]);
+        if let Some(spec) = spec {
+            put(&mut world, &rule("shop", "d", spec));
+        }
+        put(&mut world, &mesh_config(&[mesh]));
+        let found = policy(&world);
+        let counts = (found.distribute.len(), found.failover.len(), found.priority.len());
+        assert_eq!((found.enabled, counts), (enabled, parts), "{spec:?} {mesh}");
+    }
+    let mut world = world(&[]);
+    assert_eq!(world.defaults().retry.attempts, 2);
+    put(&mut world, &mesh_config(&["defaultHttpRetryPolicy: {attempts: 5, retryOn: '5xx'}"]));
+    let retry = world.defaults().retry.clone();
+    assert_eq!((retry.attempts, retry.on.server_error, retry.on.connect_failure), (5, true, false));
+    // One that is refused leaves what was before; none at all is Istio's own.
+    put(&mut world, &mesh_config(&["defaultHttpRetryPolicy: {attempts: 1, retryOn: often}"]));
+    assert_eq!(world.defaults().retry.attempts, 5);
+    world.apply(Change::Removed(crate::compile::mesh_config::key()));
+    assert_eq!(world.defaults().retry.attempts, 2);
+}

@@ -86,7 +86,11 @@ fn the_rule_that_takes_a_request_is_named_and_none_is_404() {
     assert_eq!((lost.path.as_str(), lost.outcome.as_str()), ("/v2/x?a=b", "none of 2 rules takes it: 404"));
     headers.insert("end-user", http::HeaderValue::from_static("jason"));
     assert_eq!(named(&ask("POST", &headers, Some(service))).as_deref(), Some("http[0]"));
-    assert_eq!(named(&ask("POST", &headers, None)).as_deref(), Some("http[0]"), "by its host");
+    assert_eq!(
+        named(&ask("POST", &headers, None)),
+        None,
+        "a Host is a ServiceEntry's without addresses only"
+    );
 }
 
 const DB: &str = "apiVersion: v1

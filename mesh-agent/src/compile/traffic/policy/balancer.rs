@@ -119,7 +119,11 @@ fn is_prime(number: u64) -> bool {
             .all(|divisor| !number.is_multiple_of(divisor))
 }
 
-fn locality(reader: &mut Reader<'_>, field: &str, given: &LocalityLbSetting) -> Locality {
+pub(in crate::compile::traffic) fn locality(
+    reader: &mut Reader<'_>,
+    field: &str,
+    given: &LocalityLbSetting,
+) -> Locality {
     let some = |given: bool| usize::from(given);
     let ways = some(given.distribute.iter().flatten().next().is_some())
         + some(given.failover.iter().flatten().next().is_some())

@@ -1,5 +1,12 @@
+use std::sync::Arc;
+
 use super::*;
-use crate::compile::traffic::destination_rule::{Resolved, resolve};
+use crate::compile::traffic::destination_rule::{Resolved, Unsaid, resolve};
+use crate::model::traffic::Defaults;
+
+fn unsaid(defaults: &Defaults) -> Unsaid<'_> {
+    Unsaid { balance: &LoadBalance::LeastRequest, locality: &defaults.locality, subject_alt_names: &[] }
+}
 
 fn destination_rule(spec: &str) -> String {
     format!(
@@ -12,7 +19,9 @@ fn resolved(spec: &str) -> Resolved {
     let errors: Vec<_> = compiled.diagnostics.iter().filter(|one| one.severity == Severity::Error).collect();
     assert!(errors.is_empty(), "{spec}: {errors:?}");
     match compiled.objects.into_iter().next() {
-        Some((_, Object::DestinationRule(facts))) => resolve(&[&facts], &LoadBalance::LeastRequest).unwrap(),
+        Some((_, Object::DestinationRule(facts))) => {
+            resolve(&[&facts], unsaid(&Defaults::default())).unwrap()
+        }
         other => panic!("{spec}: {other:?}"),
     }
 }
@@ -166,7 +175,7 @@ fn locality_warmup_tls_and_budget() {
         Warmup { duration: minute, minimum_percent: 50, aggression: 2.0 }
     );
     assert_eq!(policy("tls: {mode: DISABLE}").tls, ClientTls::Disable);
-    assert_eq!(policy("tls: {mode: ISTIO_MUTUAL}").tls, ClientTls::Mesh);
+    assert_eq!(policy("tls: {mode: ISTIO_MUTUAL}").tls, ClientTls::Mutual);
     assert_eq!(
         policy("retryBudget: {}").retry_budget,
         Some(RetryBudget { percent: Millionths(200_000), min_retries: 3 })
@@ -208,8 +217,8 @@ fn a_subset_inherits_field_by_field_and_a_port_s_settings_replace_wholesale() {
     assert_eq!(subset(1, 80), whole);
     let three = subset(2, 81);
     assert_eq!(
-        (&three.balance, pool(three), three.tls),
-        (&LoadBalance::LeastRequest, (None, None), ClientTls::Disable)
+        (&three.balance, pool(three), &three.tls),
+        (&LoadBalance::LeastRequest, (None, None), &ClientTls::Disable)
     );
     assert_eq!(subset(2, 80).balance, LoadBalance::RoundRobin);
 }
@@ -232,7 +241,7 @@ fn of_several_rules_for_a_host_subsets_come_together_and_the_oldest_policy_stays
         "c",
         "trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}, subsets: [{name: v2, labels: {a: b}}]",
     );
-    let found = resolve(&[&a, &b, &c], &LoadBalance::LeastRequest).unwrap();
+    let found = resolve(&[&a, &b, &c], unsaid(&Defaults::default())).unwrap();
     assert_eq!(&*found.object.name, "b");
     assert_eq!(found.policy.for_port(80).balance, LoadBalance::Random);
     let subsets: Vec<_> = found
@@ -252,7 +261,27 @@ fn what_a_destination_rule_may_not_say() {
             "trafficPolicy: {proxyProtocol: {version: V1}}",
             "spec.trafficPolicy.proxyProtocol: is not supported",
         ),
-        ("trafficPolicy: {tls: {mode: SIMPLE}}", "spec.trafficPolicy.tls.mode: is not supported"),
+        (
+            "trafficPolicy: {tls: {mode: SIMPLE, credentialName: a}}",
+            "spec.trafficPolicy.tls.credentialName: is not",
+        ),
+        ("trafficPolicy: {tls: {mode: SIMPLE, caCrl: a}}", "spec.trafficPolicy.tls.caCrl: is not supported"),
+        (
+            "trafficPolicy: {tls: {mode: SIMPLE, privateKey: a}}",
+            "spec.trafficPolicy.tls.privateKey: means nothing",
+        ),
+        (
+            "trafficPolicy: {tls: {mode: MUTUAL, privateKey: a}}",
+            "spec.trafficPolicy.tls.clientCertificate: is missing",
+        ),
+        (
+            "trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /a/../../b}}",
+            "spec.trafficPolicy.tls.caCertificates: `/a/../../b` leads out",
+        ),
+        (
+            "trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true, caCertificates: /a}}",
+            "spec.trafficPolicy.tls.caCertificates: stands beside insecureSkipVerify",
+        ),
         ("trafficPolicy: {tls: {mode: ISTIO_MUTUAL, sni: a}}", "spec.trafficPolicy.tls: has fields"),
         (
             "trafficPolicy: {loadBalancer: {simple: BEST}}",
@@ -321,4 +350,51 @@ fn what_a_destination_rule_may_not_say() {
         assert!(errors.iter().any(|one| one.starts_with(expected)), "{spec}: {errors:?}");
     }
     assert!(refused(&destination_rule("").replace("host: reviews, ", ""))[0].starts_with("spec.host"));
+}
+
+/// TLS of the agent's own: what is asked for, and the ServiceEntry's names where the rule has none.
+#[test]
+fn tls_to_servers_outside() {
+    let origin = |text: &str| match policy(&format!("tls: {{{text}}}")).tls {
+        ClientTls::Originate(origin) => TlsOrigin::clone(&origin),
+        other => panic!("{text}: {other:?}"),
+    };
+    let plain = TlsOrigin {
+        namespace: "shop".into(),
+        sni: None,
+        subject_alt_names: Vec::new(),
+        roots: None,
+        client: None,
+        skip_verify: false,
+    };
+    for text in
+        ["mode: SIMPLE", "mode: SIMPLE, caCertificates: system", "mode: SIMPLE, insecureSkipVerify: false"]
+    {
+        assert_eq!(origin(text), plain, "{text}");
+    }
+    let whole = "mode: MUTUAL, sni: a.b, subjectAltNames: [c.d, 'spiffe://e'], caCertificates: /ca, clientCertificate: /crt, privateKey: /key";
+    assert_eq!(
+        origin(whole),
+        TlsOrigin {
+            sni: Some("a.b".into()),
+            subject_alt_names: vec!["c.d".into(), "spiffe://e".into()],
+            roots: Some("/ca".into()),
+            client: Some(("/crt".into(), "/key".into())),
+            ..plain.clone()
+        }
+    );
+    assert!(origin("mode: SIMPLE, insecureSkipVerify: true").skip_verify);
+    let names: [Arc<str>; 1] = ["of.the.entry".into()];
+    let compiled = compile(&destination_rule(
+        "trafficPolicy: {tls: {mode: SIMPLE}}, subsets: [{name: s, labels: {a: b}, trafficPolicy: {tls: {mode: SIMPLE, subjectAltNames: [own]}}}]",
+    ));
+    let Some((_, Object::DestinationRule(facts))) = compiled.objects.first() else { panic!("{compiled:?}") };
+    let defaults = Defaults::default();
+    let found = resolve(&[facts], Unsaid { subject_alt_names: &names, ..unsaid(&defaults) }).unwrap();
+    let names = |policy: &TrafficPolicy| match &policy.tls {
+        ClientTls::Originate(origin) => origin.subject_alt_names.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(names(found.policy.for_port(80)), ["of.the.entry".into()]);
+    assert_eq!(names(found.subsets[0].2.for_port(80)), ["own".into()]);
 }

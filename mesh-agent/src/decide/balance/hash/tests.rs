@@ -7,6 +7,11 @@ fn members(count: u16) -> Vec<SocketAddr> {
 const KINDS: [HashAlgorithm; 2] =
     [HashAlgorithm::RingHash { minimum_ring_size: 1024 }, HashAlgorithm::Maglev { table_size: 65_537 }];
 
+/// The same with weights that are all one.
+fn equal(members: &[SocketAddr]) -> Vec<(SocketAddr, u32)> {
+    members.iter().map(|member| (*member, 1)).collect()
+}
+
 fn keys() -> impl Iterator<Item = u64> {
     (0_u32..20_000).map(|key| hash(format!("user-{key}").as_bytes()))
 }
@@ -17,7 +22,7 @@ fn homes(
     kind: HashAlgorithm,
     usable: impl Fn(u32) -> bool + Copy,
 ) -> Vec<SocketAddr> {
-    let table = Table::new(members, kind);
+    let table = Table::new(&equal(members), kind);
     keys().map(|key| members[table.get(key, members.len(), usable).unwrap() as usize]).collect()
 }
 
@@ -91,14 +96,14 @@ fn when_a_member_is_out_nothing_but_its_own_keys_move_and_they_are_spread() {
 #[test]
 fn tables_have_the_size_that_was_asked_for() {
     let ring = |count, least| match Table::new(
-        &members(count),
+        &equal(&members(count)),
         HashAlgorithm::RingHash { minimum_ring_size: least },
     ) {
         Table::Ring(ring) => ring.len(),
         Table::Maglev(_) => unreachable!(),
     };
     assert_eq!((ring(3, 1024), ring(3000, 1024), ring(1, 0), ring(0, 9)), (1536, 3000, 1, 0));
-    let maglev = |size| match Table::new(&members(3), HashAlgorithm::Maglev { table_size: size }) {
+    let maglev = |size| match Table::new(&equal(&members(3)), HashAlgorithm::Maglev { table_size: size }) {
         Table::Maglev(table) => table.len(),
         Table::Ring(_) => unreachable!(),
     };
@@ -109,7 +114,7 @@ fn tables_have_the_size_that_was_asked_for() {
 fn nothing_comes_of_nothing() {
     for kind in KINDS {
         assert_eq!(Table::new(&[], kind).get(7, 0, |_| true), None);
-        assert_eq!(Table::new(&members(3), kind).get(7, 3, |_| false), None);
+        assert_eq!(Table::new(&equal(&members(3)), kind).get(7, 3, |_| false), None);
     }
 }
 
@@ -120,7 +125,7 @@ proptest::proptest! {
         let list = members(count);
         for kind in [HashAlgorithm::RingHash { minimum_ring_size: 64 }, HashAlgorithm::Maglev { table_size: 101 }] {
             let usable = |member: u32| !out.contains(&member);
-            let found = Table::new(&list, kind).get(key, list.len(), usable);
+            let found = Table::new(&equal(&list), kind).get(key, list.len(), usable);
             proptest::prop_assert_eq!(found.is_some(), (0..u32::from(count)).any(usable));
             proptest::prop_assert!(found.is_none_or(usable));
         }

@@ -13,6 +13,7 @@ fn endpoints(count: u8) -> Vec<Endpoint> {
             workload: None,
             ready: true,
             node: format!("n{index}").into(),
+            weight: 1,
         })
         .collect()
 }
@@ -94,6 +95,27 @@ const ALL: fn() -> [LoadBalance; 5] = || {
         hashed(),
     ]
 };
+
+#[test]
+fn a_weight_is_a_share_for_every_algorithm() {
+    let mut list = endpoints(3);
+    (list[0].weight, list[1].weight) = (2, 7);
+    for balance in ALL() {
+        let roster = roster(&list, &with(balance.clone()));
+        let all = counts(&roster, &Stand::default(), 3, random);
+        for (count, weight) in all.iter().zip([2, 7, 1]) {
+            assert!(count.abs_diff(weight * 1000) < 330, "{balance:?}: {all:?}");
+        }
+        // What the heaviest leaves goes to the others by their weights.
+        let left = counts(&roster, &Stand { ejected: vec![1], ..Stand::default() }, 3, random);
+        assert_eq!(left[1], 0, "{balance:?}");
+        assert!(left[0].abs_diff(6_667) < 450, "{balance:?}: {left:?}");
+    }
+    // Seven times the weight, ten times the load: the lighter one has less to do for its weight.
+    let busy = Stand { loads: vec![0, 70, 7], ..Stand::default() };
+    let roster = roster(&list, &with(LoadBalance::LeastRequest));
+    assert!(counts(&roster, &busy, 3, random)[0] > 3_000);
+}
 
 #[test]
 fn every_algorithm_spreads_over_all_that_is_ready_and_not_ejected() {
@@ -271,5 +293,36 @@ proptest::proptest! {
         let can = |index: &usize| ready[*index] && !ejected.contains(index) && !tried.contains(index);
         proptest::prop_assert_eq!(picked.is_some(), (0..ready.len()).any(|index| can(&index)));
         proptest::prop_assert!(picked.is_none_or(|index| can(&index)));
+    }
+}
+
+/// What a workload says of its place comes before what its node says, of the client and of endpoints.
+#[test]
+fn a_place_of_one_s_own_counts_before_the_node_s() {
+    let mut mesh =
+        Mesh { localities: BTreeMap::from([("n0".to_owned(), "eu/a".to_owned())]), ..Mesh::default() };
+    let place = |name: &str, node: &str, address: &str, locality: &str| {
+        let mut workload = (*workload("shop", name, node, address)).clone();
+        workload.locality = locality.into();
+        workload
+    };
+    let list: Vec<Endpoint> = [("near", "n1", "10.0.0.1", "us/b"), ("far", "n0", "10.0.0.2", "")]
+        .into_iter()
+        .map(|(name, node, address, locality)| {
+            let workload = place(name, node, address, locality);
+            let endpoint = Endpoint {
+                workload: Some(workload.id.clone()),
+                node: node.into(),
+                ..Endpoint::outside((workload.addresses[0], 80).into())
+            };
+            mesh.workloads.push(std::sync::Arc::new(workload));
+            endpoint
+        })
+        .collect();
+    let near = Locality { enabled: true, ..Locality::default() };
+    let policy = TrafficPolicy { outlier: outlier(0), locality: near, ..TrafficPolicy::default() };
+    for (own, expected) in [("us/b", [10_000, 0]), ("", [0, 10_000])] {
+        let roster = Roster::new(&mesh, &place("web", "n0", "10.9.0.1", own), &list, &policy);
+        assert_eq!(counts(&roster, &Stand::default(), 2, random), expected, "{own}");
     }
 }

@@ -56,7 +56,14 @@ impl Stage {
     fn slot(&self, pod: usize, http2: bool) -> Rc<Slot> {
         let source = Source::Pod(WorkloadId(format!("test/{pod}").into()));
         let endpoint = self.servers[usize::from(http2)].0;
-        self.pool.slot(&Key { source, from: [127, 0, 0, 1].into(), endpoint, via: Via::Plain, http2 })
+        self.pool.slot(&Key {
+            source,
+            from: [127, 0, 0, 1].into(),
+            endpoint,
+            via: Via::Plain,
+            tls: None,
+            http2,
+        })
     }
 
     async fn dial(&self, slot: &Rc<Slot>, limits: &PoolLimits) -> Lease {
