@@ -38,6 +38,8 @@ pub struct Processes {
     anchor: u32,
     /// Device (as the kernel numbers it) and inode of the PID namespace that the folder shows.
     pidns: (u64, u64),
+    /// Device and inode of the node's network namespace.
+    netns: (u64, u64),
 }
 
 /// Why no kubelet can be recognised on this node.
@@ -76,7 +78,9 @@ impl Kubelet {
 }
 
 impl Processes {
-    /// Makes sure that the numbers seen in the folder are the ones the kernel programs will see.
+    /// Makes sure that the numbers seen in the folder are the ones the kernel programs will see. Must be called in the
+    /// node's network namespace, which is remembered: threads of the agent visit pods', and `/proc/self/ns/net` is then
+    /// the pod's.
     pub fn new(proc_dir: &Path, has_namespaced_pid: bool) -> Result<Self, ProbersError> {
         let pidns = |path: PathBuf| -> Result<(u64, u64), ProbersError> {
             let found = fs::metadata(&path).map_err(|source| ProbersError::Unreadable { path, source })?;
@@ -93,7 +97,12 @@ impl Processes {
         if !has_namespaced_pid && shown.1 != INITIAL_PIDNS_INODE {
             return Err(ProbersError::Nested);
         }
-        Ok(Self { proc_dir: proc_dir.to_owned(), anchor, pidns: shown })
+        let netns = PathBuf::from("/proc/thread-self/ns/net");
+        let Some(netns) = namespace(&netns) else {
+            let source = io::Error::from(io::ErrorKind::NotFound);
+            return Err(ProbersError::Unreadable { path: netns, source });
+        };
+        Ok(Self { proc_dir: proc_dir.to_owned(), anchor, pidns: shown, netns })
     }
 
     /// The kubelets among the node's processes. Reads a small file for each process: not for the control loop.
@@ -132,12 +141,10 @@ impl Processes {
         let program = program.strip_suffix(" (deleted)").unwrap_or(program);
         KUBELETS.contains(&program)
             && SHARED_WITH_INIT.iter().all(|kind| {
-                same_namespace(
-                    &self.of(pid, &format!("ns/{kind}")),
-                    &self.of(self.anchor, &format!("ns/{kind}")),
-                )
+                let of = |pid| namespace(&self.of(pid, &format!("ns/{kind}")));
+                of(pid).is_some() && of(pid) == of(self.anchor)
             })
-            && same_namespace(&self.of(pid, "ns/net"), Path::new("/proc/self/ns/net"))
+            && namespace(&self.of(pid, "ns/net")) == Some(self.netns)
     }
 
     fn of(&self, pid: u32, what: &str) -> PathBuf {
@@ -182,11 +189,9 @@ fn anchor(proc_dir: &Path) -> u32 {
     if hidden && is_kernel_thread { 2 } else { 1 }
 }
 
-fn same_namespace(one: &Path, other: &Path) -> bool {
-    match (fs::metadata(one), fs::metadata(other)) {
-        (Ok(one), Ok(other)) => (one.st_dev(), one.st_ino()) == (other.st_dev(), other.st_ino()),
-        _ => false,
-    }
+/// Device and inode.
+fn namespace(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|found| (found.st_dev(), found.st_ino()))
 }
 
 /// When a process began, from the text of its `stat`: the 22nd field. The second is its name, which may hold anything

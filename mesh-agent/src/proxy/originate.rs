@@ -209,3 +209,6 @@ fn renewed(made: Option<Made>, files: &Files, rule: &TlsOrigin, inside: Inside) 
     let config = external::client_config(&external).map_err(|error| error.to_string())?;
     Ok(Made { config: Arc::new(config), stamps, looked })
 }
+
+#[cfg(test)]
+mod tests;
