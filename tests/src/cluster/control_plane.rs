@@ -164,10 +164,14 @@ impl ControlPlane {
         process.kill().map(drop)
     }
 
-    /// Starts the API server again, at the same address, and what ended without it.
+    /// Starts the API server again, at the same address, and what ended without it. The controller manager and the
+    /// scheduler begin anew: elsewhere they end when they cannot renew their leases. Here, without leases, they would
+    /// go on with pauses that have grown, and see new pods only minutes later.
     pub(super) fn boot_apiserver(&self) -> Result<()> {
         self.run("kube-apiserver", self.apiserver()?)?;
-        self.running.lock().retain_mut(|(_, process)| process.check_alive().is_ok());
+        self.running.lock().retain_mut(|(name, process)| {
+            !matches!(*name, "kube-controller-manager" | "kube-scheduler") && process.check_alive().is_ok()
+        });
         self.wait_ready()
     }
 

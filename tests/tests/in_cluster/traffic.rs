@@ -199,14 +199,16 @@ impl<'a> Traffic<'a> {
             println!("        it was away for {:.0?}", start.elapsed());
             Ok(())
         })?;
+        // The traffic ends here: beside it the sniffer would have more to keep than it may.
+        self.mesh.kubectl(&format!("delete pod -n {NS} client --wait=true"))?;
         self.newcomer("late")
     }
 
     /// Power failure of node-b, and its return: its pods start again, are captured, refuse plaintext, and answer through
-    /// the mesh. The traffic ends before, as there is nobody to answer it.
+    /// the mesh.
     pub(crate) fn node_killed(&self) -> Result<()> {
         let mesh = self.mesh;
-        mesh.kubectl(&format!("delete pod -n {NS} client late --wait=true"))?;
+        mesh.kubectl(&format!("delete pod -n {NS} late --wait=true"))?;
         let restarts = || -> Result<u64> {
             let pods = mesh.cluster.pods(NS, "app=served")?;
             let pod = pods.first().context("no pod `served`")?;
