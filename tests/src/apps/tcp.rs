@@ -3,7 +3,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::Stats;
@@ -16,7 +16,11 @@ pub fn pattern(at: usize) -> u8 {
     u8::try_from(at % 251).unwrap_or(0)
 }
 
-pub(super) async fn echo(mut stream: TcpStream, stats: Arc<Stats>) -> io::Result<()> {
+/// Over TCP, or over what an application speaks on it.
+pub(super) async fn echo(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    stats: Arc<Stats>,
+) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = stream.read(&mut buffer).await?;
@@ -25,11 +29,17 @@ pub(super) async fn echo(mut stream: TcpStream, stats: Arc<Stats>) -> io::Result
         }
         stats.received.fetch_add(length as u64, Ordering::Relaxed);
         stream.write_all(&buffer[..length]).await?;
+        stream.flush().await?;
     }
 }
 
-pub(super) async fn greeter(mut stream: TcpStream, stats: Arc<Stats>, greeting: Arc<str>) -> io::Result<()> {
+pub(super) async fn greeter(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    stats: Arc<Stats>,
+    greeting: Arc<str>,
+) -> io::Result<()> {
     stream.write_all(greeting.as_bytes()).await?;
+    stream.flush().await?;
     echo(stream, stats).await
 }
 

@@ -1,17 +1,13 @@
 //! A server that speaks TLS itself, whatever the mesh does below.
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::Stats;
-
-const BUFFER: usize = 16 << 10;
 
 pub(super) fn acceptor(names: &[&str]) -> Result<(TlsAcceptor, CertificateDer<'static>)> {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -35,17 +31,5 @@ pub(super) async fn serve(
     acceptor: TlsAcceptor,
     greeting: Arc<str>,
 ) -> io::Result<()> {
-    let mut stream = acceptor.accept(stream).await?;
-    stream.write_all(greeting.as_bytes()).await?;
-    stream.flush().await?;
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let length = stream.read(&mut buffer).await?;
-        if length == 0 {
-            return stream.shutdown().await;
-        }
-        stats.received.fetch_add(length as u64, Ordering::Relaxed);
-        stream.write_all(&buffer[..length]).await?;
-        stream.flush().await?;
-    }
+    super::tcp::greeter(acceptor.accept(stream).await?, stats, greeting).await
 }

@@ -114,14 +114,19 @@ fn main() -> ExitCode {
     if words.next_if_eq("http").is_some() {
         return web::main(words);
     }
-    let options = match options(words) {
+    ended(options(words), USAGE, run)
+}
+
+/// Does what the options say and tells how that ended; none of them: they were asked for.
+fn ended<O>(options: Result<Option<O>>, usage: &str, run: impl FnOnce(&O) -> Result<()>) -> ExitCode {
+    let options = match options {
         Ok(Some(options)) => options,
         Ok(None) => {
-            println!("{USAGE}");
+            println!("{usage}");
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            eprintln!("mesh-bench: {error:#}\n{USAGE}");
+            eprintln!("mesh-bench: {error:#}\n{usage}");
             return ExitCode::from(2);
         }
     };

@@ -64,24 +64,7 @@ impl Sample {
 }
 
 pub(crate) fn main(words: impl Iterator<Item = String>) -> ExitCode {
-    let options = match options::read(words) {
-        Ok(Some(options)) => options,
-        Ok(None) => {
-            println!("{}", options::USAGE);
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => {
-            eprintln!("mesh-bench: {error:#}\n{}", options::USAGE);
-            return ExitCode::from(2);
-        }
-    };
-    match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("mesh-bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    crate::ended(options::read(words), options::USAGE, run)
 }
 
 fn run(options: &Options) -> Result<()> {
