@@ -20,6 +20,9 @@ const NEEDED: [(&str, u8); SavedSettings::COUNT] = [
     // The agent's legs to one application share its address: their ports must be usable again after a
     // second (by timestamps), not after a minute.
     ("ipv4/tcp_tw_reuse", 1),
+    // Not `accept_local`, though it would spare the check of each packet's source, a percent of a short connection: it lets
+    // in what claims to come from the pod itself, and `mesh_steer` cannot tell it from what does (an address of `eth0` is
+    // the interface that both are said to have come by).
 ];
 
 /// The settings of the namespaces; the only part of `/proc/sys` that is written.

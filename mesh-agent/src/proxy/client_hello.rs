@@ -6,16 +6,14 @@ use std::io;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+
+use crate::proxy::first_bytes::{self, Seen};
 
 /// The longest first message that is looked at, with its record headers. Today's largest, with post-quantum keys, have
 /// less than 2 KiB.
 pub const HELLO_MAX_BYTES: usize = 16 * 1024;
 /// How long a client may take for it: as for a handshake of the mesh's own.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two looks at a message that arrives in pieces; doubled up to the second: a client that is in no hurry costs
-/// the worker little.
-const PIECES_PAUSE: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(64)];
 /// What is looked at first; doubled where it does not hold the message.
 const LOOK_BYTES: usize = 2048;
 /// Longest name (RFC 1035, 2.3.4).
@@ -42,33 +40,12 @@ pub enum Peeked {
 
 /// Looks at a socket's first bytes.
 pub async fn peek(stream: &TcpStream, limit: Duration) -> io::Result<Peeked> {
-    let deadline = Instant::now() + limit;
-    let mut look = vec![0; LOOK_BYTES];
-    let (mut seen, mut pause) = (0, PIECES_PAUSE[0]);
-    loop {
-        let Ok(peeked) = timeout_at(deadline, stream.peek(&mut look)).await else { return Ok(Peeked::Late) };
-        let peeked = peeked?;
-        if peeked == 0 {
-            return Ok(Peeked::Hello(Hello::Other));
-        }
-        if let Some(hello) = parse(&look[..peeked]) {
-            return Ok(Peeked::Hello(hello));
-        }
-        if peeked == HELLO_MAX_BYTES {
-            return Ok(Peeked::TooLong);
-        }
-        if peeked == look.len() {
-            look.resize((look.len() * 2).min(HELLO_MAX_BYTES), 0);
-            continue;
-        }
-        if Instant::now() >= deadline {
-            return Ok(Peeked::Late);
-        }
-        // What has been peeked at keeps the socket readable: without a pause this would spin.
-        pause = if peeked > seen { PIECES_PAUSE[0] } else { (pause * 2).min(PIECES_PAUSE[1]) };
-        seen = peeked;
-        tokio::time::sleep_until((Instant::now() + pause).min(deadline)).await;
-    }
+    Ok(match first_bytes::look(stream, LOOK_BYTES..=HELLO_MAX_BYTES, limit, parse).await? {
+        Seen::Enough(hello) => Peeked::Hello(hello),
+        Seen::Ended => Peeked::Hello(Hello::Other),
+        Seen::Late => Peeked::Late,
+        Seen::Full => Peeked::TooLong,
+    })
 }
 
 /// Reads as much as there is; none = more is needed.

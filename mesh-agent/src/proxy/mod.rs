@@ -3,6 +3,7 @@
 //! Called by `agent`.
 
 pub mod client_hello;
+pub mod first_bytes;
 pub mod http;
 pub mod inbound;
 pub mod limits;

@@ -10,12 +10,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::io::HttpIo;
+use crate::proxy::first_bytes::{self, Seen};
 
 /// How long a silent client is waited for. Then the protocol is one in which the server speaks first, or the client
 /// is in no hurry; either way its bytes are relayed as they are.
 pub const SNIFF_TIMEOUT: Duration = Duration::from_millis(100);
-/// Between two looks at a first line that arrives in pieces.
-const PIECES_PAUSE: Duration = Duration::from_millis(2);
 /// The connection preface of HTTP/2 (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Bytes looked at: a method, a target and a version.
@@ -75,27 +74,10 @@ fn is_of_method(byte: u8) -> bool {
 
 /// Looks at a socket's first bytes. `Other` too where the client says nothing in time or has finished sending.
 pub async fn socket(stream: &TcpStream, limit: Duration) -> io::Result<Sniffed> {
-    let deadline = Instant::now() + limit;
-    let mut look = [0; LOOK_BYTES];
-    let mut seen = 0;
-    loop {
-        let Ok(peeked) = timeout_at(deadline, stream.peek(&mut look)).await else {
-            return Ok(Sniffed::Other);
-        };
-        let peeked = peeked?;
-        if peeked == 0 {
-            return Ok(Sniffed::Other);
-        }
-        if let Some(sniffed) = classify(&look[..peeked]) {
-            return Ok(sniffed);
-        }
-        // What has been peeked at keeps the socket readable: without a pause this would spin.
-        if peeked == seen && Instant::now() >= deadline {
-            return Ok(Sniffed::Other);
-        }
-        seen = peeked;
-        tokio::time::sleep(PIECES_PAUSE).await;
-    }
+    Ok(match first_bytes::look(stream, LOOK_BYTES..=LOOK_BYTES, limit, classify).await? {
+        Seen::Enough(sniffed) => sniffed,
+        Seen::Ended | Seen::Late | Seen::Full => Sniffed::Other,
+    })
 }
 
 /// The same for bytes that cannot be peeked at: they are taken and given back.
