@@ -1,13 +1,16 @@
 //! `test`: what must hold before anything lands. Prepares, lints, then runs every test, and goes on after a failure
 //! so that one run shows everything that is wrong.
+mod results;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
-use crate::phases::Phases;
+use crate::phases::{Phases, Report};
 use crate::setup::{self, Need};
+use crate::test::results::Results;
 use crate::{build_ebpf, command, conformance, image, paths};
 
 /// With a filter only the tests with this in their name; without one everything, Gateway API's suite included.
@@ -36,7 +39,7 @@ fn check(phases: &mut Phases, filter: Option<&str>) -> Option<()> {
         if phases.run("build", |_| build()).is_some() {
             // What the cluster's tests install.
             let packed = phases.run("image", |_| image::run(true, None, None));
-            phases.run("test", |note| run_tests(filter, note));
+            phases.run("test", |report| run_tests(filter, report));
             return packed;
         }
     }
@@ -49,14 +52,14 @@ fn lint(phases: &mut Phases) {
         let kernel = paths::root().join("mesh-ebpf/Cargo.toml");
         command::run(command::cargo().args(["fmt", "--check", "--manifest-path"]).arg(kernel))
     });
-    phases.run("clippy", |note| {
+    phases.run("clippy", |report| {
         let mut clippy = command::cargo();
         clippy.args(["clippy", "--workspace", "--all-targets", "--locked"]);
         if pinned_compiler()? {
             clippy.args(["--", "-D", "warnings"]);
         } else {
             // Another version knows other lints; what it says is advice.
-            "not the pinned compiler: warnings do not fail".clone_into(note);
+            "not the pinned compiler: warnings do not fail".clone_into(&mut report.note);
         }
         command::run(&mut clippy)
     });
@@ -97,62 +100,32 @@ fn build() -> Result<()> {
     command::run(command::cargo().args(["build", "--workspace", "--locked", "--bins", "--tests"]))
 }
 
-fn run_tests(filter: Option<&str>, note: &mut String) -> Result<()> {
+fn run_tests(filter: Option<&str>, report: &mut Report) -> Result<()> {
     let mut cargo = command::cargo();
     cargo.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(filter);
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start `cargo test`")?;
-    let mut count = Count::default();
+    let mut results = Results::default();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).lines() {
             let line = line.context("reading what `cargo test` says")?;
-            count.add(&line);
+            results.add(&line);
             println!("{line}");
         }
     }
     let status = child.wait().context("waiting for `cargo test`")?;
-    *note = format!("{} passed, {} failed", count.passed, count.failed);
-    if count.ignored > 0 {
+    report.note = format!("{} passed, {} failed", results.passed, results.failed);
+    report.details = results.details();
+    if results.ignored > 0 {
         bail!(
             "{} tests are ignored; a test that cannot run here has to fail and say what is missing",
-            count.ignored
+            results.ignored
         );
     }
     if !status.success() {
         bail!("`cargo test` ended with {status}");
     }
-    if count.passed == 0 {
+    if results.passed == 0 {
         bail!("no test matches {:?}", filter.unwrap_or_default());
     }
     Ok(())
 }
-
-/// What libtest's result lines add up to.
-#[derive(Default, Debug, PartialEq)]
-struct Count {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
-}
-
-impl Count {
-    fn add(&mut self, line: &str) {
-        let Some(rest) = line.strip_prefix("test result: ") else { return };
-        for part in rest.split(['.', ';']) {
-            let mut words = part.split_whitespace();
-            let (Some(number), Some(what)) =
-                (words.next().and_then(|word| word.parse::<u64>().ok()), words.next())
-            else {
-                continue;
-            };
-            match what {
-                "passed" => self.passed += number,
-                "failed" => self.failed += number,
-                "ignored" => self.ignored += number,
-                _ => {}
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;
