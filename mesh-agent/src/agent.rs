@@ -51,6 +51,8 @@ const TICK: Duration = Duration::from_millis(500);
 const LISTENING_PAUSE: Duration = Duration::from_millis(5);
 /// How often the end asks whether a predecessor that still drains has gone.
 const CLAIM_PAUSE: Duration = Duration::from_millis(100);
+/// Events of the kernel that are filed before the control loop looks at anything else: about a millisecond's work.
+const EVENTS_AT_ONCE: usize = 1024;
 /// A bypassed flow that was opened by a verdict read just before it was withdrawn shows up this much later.
 const RECHECK: Duration = Duration::from_millis(50);
 /// How long the start waits for the first answers to names.
@@ -291,7 +293,12 @@ impl Agent {
                     recheck = Some(Instant::now() + RECHECK);
                 }
                 event = events.next() => {
-                    if self.kernel_event(event?) {
+                    let mut open = self.kernel_event(event?);
+                    // What has gathered is filed in one go: to go round for each would cost more than to file it.
+                    for event in std::iter::from_fn(|| events.take()).take(EVENTS_AT_ONCE) {
+                        open |= self.kernel_event(event);
+                    }
+                    if open {
                         listening.get_or_insert_with(|| Instant::now() + LISTENING_PAUSE);
                     }
                 }

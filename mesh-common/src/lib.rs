@@ -19,7 +19,7 @@ pub use pod::{LocalPod, PodEntry, PodFlags, SavedSettings};
 
 /// Version of every shared layout; part of each pin's file name, so that an agent never adopts
 /// maps of another layout.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Port of the outbound listener inside each pod's network namespace.
 pub const PORT_OUTBOUND: u16 = 15001;
@@ -43,8 +43,8 @@ pub const POD_ADDRESSES_MAX: u32 = PODS_MAX * 4;
 pub const LISTEN_MAX: u32 = 65_536;
 /// Cached verdicts of one node.
 pub const VERDICTS_MAX: u32 = 262_144;
-/// Live flows that bypass the agent on one node.
-pub const FLOWS_MAX: u32 = 262_144;
+/// Live flows that bypass the agent on one node. Their memory is taken beforehand: about 9 MB of the kernel's.
+pub const FLOWS_MAX: u32 = 65_536;
 /// Live legs from the agent to applications, and live probes. Apart from the flows, so that a pod which opens very
 /// many bypass flows cannot take the room that other pods' connections need.
 pub const LEGS_MAX: u32 = 262_144;

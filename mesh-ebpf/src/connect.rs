@@ -74,7 +74,7 @@ fn connect(ctx: *mut bpf_sock_addr, to: Address, port: u16) -> i32 {
     }
     // SAFETY: the helper takes this program's own context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
-    // SAFETY: the map is not preallocated: an element is freed only after the programs that run now.
+    // SAFETY: an element's memory stays its map's (see `maps`).
     let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
         probe(ctx, cookie, &to, port);
         return ALLOW;

@@ -94,7 +94,7 @@ fn is_bypass(ops: *mut bpf_sock_ops, pod: &PodEntry, netns_cookie: u64, key: &Fl
 #[inline(always)]
 fn probes(ops: *mut bpf_sock_ops) {
     let key = key_of(ops);
-    // SAFETY: the map is not preallocated: an element is freed only after the programs that run now.
+    // SAFETY: an element's memory stays its map's (see `maps`).
     let Some(local) = (unsafe { LOCAL.get(&key.remote) }) else { return };
     let slot = local.slot;
     // SAFETY: the helpers take this program's own context, or nothing.
@@ -212,7 +212,7 @@ fn stopped(ops: *mut bpf_sock_ops, key: &FlowKey, epoch: u32) {
 /// The end of a bypassed flow: the only moment at which its figures are complete.
 #[inline(always)]
 fn closed(ops: *mut bpf_sock_ops, key: &FlowKey, old_state: u32) {
-    // SAFETY: the map is not preallocated: an element is freed only after the programs that run now.
+    // SAFETY: an element's memory stays its map's (see `maps`).
     let Some(flow) = (unsafe { FLOWS.get(key) }) else { return };
     let flow = *flow;
     let _ = FLOWS.remove(key);
@@ -252,7 +252,7 @@ fn role_of(ops: *mut bpf_sock_ops) -> Option<SocketState> {
 
 #[inline(always)]
 fn pod_of(cookie: u64) -> Option<&'static PodEntry> {
-    // SAFETY: the map is not preallocated: an element is freed only after the programs that run now.
+    // SAFETY: an element's memory stays its map's (see `maps`).
     unsafe { PODS.get(&cookie) }
 }
 

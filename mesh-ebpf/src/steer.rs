@@ -89,7 +89,7 @@ pub fn is_mesh_port(port: u16) -> bool {
 /// asked again, so that one withdrawn between the connect and the packet does not count.
 #[inline(always)]
 fn is_known(key: &FlowKey, slot: u32) -> bool {
-    // SAFETY: the map is not preallocated: an element is freed only after the programs that run now.
+    // SAFETY: an element's memory stays its map's (see `maps`).
     if let Some(flow) = unsafe { FLOWS.get(key) } {
         let asked = VerdictKey::new(flow.netns_cookie, key.remote, key.remote_port);
         return verdict(&asked) == Some(VerdictAction::BYPASS);

@@ -6,7 +6,7 @@ mod explain;
 mod routes;
 mod rows;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -48,6 +48,8 @@ pub(super) struct NodeView {
     started: SystemTime,
     state: AtomicU8,
     pods: RwLock<BTreeMap<WorkloadId, PodState>>,
+    /// Those of them that are attached, by their namespaces' cookies.
+    openers: RwLock<HashMap<u64, WorkloadId>>,
     backlogs: Backlogs,
     /// Bypassed flows that the agent cut, by the opener's address: their end has a reason.
     cut: Mutex<Vec<(SocketAddr, SocketAddr, Reason)>>,
@@ -62,6 +64,7 @@ impl NodeView {
             started: SystemTime::now(),
             state: AtomicU8::new(State::Starting as u8),
             pods: RwLock::default(),
+            openers: RwLock::default(),
             backlogs: Backlogs::default(),
             cut: Mutex::default(),
         });
@@ -101,7 +104,10 @@ impl NodeView {
             .namespaces
             .lost()
             .map(|(id, problem)| (id.clone(), PodState { cookie: None, problem: Some(problem) }));
-        *self.pods.write() = attached.chain(pending).chain(lost).collect();
+        let states: BTreeMap<WorkloadId, PodState> = attached.chain(pending).chain(lost).collect();
+        *self.openers.write() =
+            states.iter().filter_map(|(id, pod)| Some((pod.cookie?, id.clone()))).collect();
+        *self.pods.write() = states;
         self.backlogs.update(&pods.sets());
     }
 
@@ -134,9 +140,8 @@ impl NodeView {
     /// Who talks to whom on a bypassed flow; the opener is known by its namespace.
     fn bypass_meta(&self, cookie: u64, local: SocketAddr, remote: SocketAddr) -> ConnMeta {
         let world = self.shared.store.load();
-        let pods = self.pods.read();
-        let opener = pods.iter().find(|(_, pod)| pod.cookie == Some(cookie));
-        let source = opener.and_then(|(id, _)| world.workload(id));
+        let openers = self.openers.read();
+        let source = openers.get(&cookie).and_then(|id| world.workload(id));
         let party = |workload: Option<&Arc<_>>, address| match workload {
             Some(workload) => Party::local(Arc::clone(workload), address),
             None => Party::unknown(address),

@@ -71,7 +71,8 @@ impl Events {
         }
     }
 
-    fn take(&mut self) -> Option<Event> {
+    /// The next event if there is one now.
+    pub fn take(&mut self) -> Option<Event> {
         loop {
             let event = parse(&self.ring.get_mut().next()?);
             if let Some(event) = event.and_then(|event| self.translate(&event)) {

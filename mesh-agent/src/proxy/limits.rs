@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::model::{Limit, Reason};
 
-/// Connections the agent relays at once, all pods together. Below the kernel's flow table
-/// (`mesh_common::FLOWS_MAX`), so that a leg to an application always finds a place in it.
+/// Connections the agent relays at once, all pods together. Below the kernel's table of legs
+/// (`mesh_common::LEGS_MAX`), so that a leg to an application always finds a place in it.
 pub const MAX_CONNECTIONS_PER_NODE: usize = 65_536;
 /// Connections the agent relays at once for one pod, both directions together: one pod's flood leaves
 /// room for the others.

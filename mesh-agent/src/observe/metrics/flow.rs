@@ -350,8 +350,11 @@ impl CacheKey {
         meta.direction.hash(&mut hasher);
         meta.path.hash(&mut hasher);
         for party in [&meta.source, &meta.destination] {
-            party.workload.as_ref().map(Arc::as_ptr).hash(&mut hasher);
-            party.identity.hash(&mut hasher);
+            // A workload has one identity, nearly always the one in the certificate.
+            match &party.workload {
+                Some(workload) => Arc::as_ptr(workload).hash(&mut hasher),
+                None => party.identity.hash(&mut hasher),
+            }
         }
         meta.service.as_ref().map(Arc::as_ptr).hash(&mut hasher);
         hasher.finish()

@@ -34,8 +34,11 @@ const USAGE: &str = "usage: mesh-bench [bypass|tunnel] [--with-envoy] [--rounds 
 const FOREIGN_MAX: f64 = 0.05;
 /// Rounds measured at most, for each that is to be kept.
 const TRIES: usize = 2;
-/// Parts that a measurement is cut into, so that the ways take turns within a round.
-const SLICES: u32 = 4;
+/// How long one way has its turn within a round. A virtual processor's speed changes by a third within seconds with
+/// what its neighbours do: turns have to be short beside that.
+const TURN: Duration = Duration::from_millis(250);
+/// Turns that each way has at least, however short a measurement is to be.
+const TURNS_MIN: u32 = 4;
 /// Connections opened at a time where new connections are counted.
 const OPENING: usize = 8;
 const IDLE_CONNECTIONS: usize = 1000;
@@ -196,13 +199,15 @@ fn way(word: Option<&str>) -> Result<Way> {
 
 fn run(options: &Options) -> Result<()> {
     let envoy = if options.envoy { Some(envoy::program()?) } else { None };
-    let stage = Stage::build(envoy.as_deref())?;
+    let mut stage = Stage::build(envoy.as_deref())?;
     let mut report = Report::new(options.rounds, options.length);
-    report.resident_idle = stage.resident()?;
     for (wanted, pair) in [(options.bypass, Pair::SameNode), (options.tunnel, Pair::AcrossNodes)] {
         if !wanted {
             continue;
         }
+        stage.agents_for(pair)?;
+        // Of an agent that has worked already, what it took before.
+        report.resident_idle.extend(stage.resident()?.drain(report.resident_idle.len()..));
         stage.check_path(pair)?;
         if let Some(way) = options.only {
             alone(&stage, pair, way, options)?;
@@ -289,19 +294,25 @@ fn measure(stage: &Stage, pair: Pair, options: &Options, report: &mut Report) ->
 /// One work by every way, in this order and back again, slice after slice: what drifts on the machine meets all alike.
 fn in_turn(stage: &Stage, pair: Pair, work: Work, turn: &[Way], length: Duration) -> Result<Samples> {
     let mut found = [const { Vec::new() }; 3];
-    for slice in 0..SLICES {
+    let turns = turns(length);
+    for slice in 0..turns {
         let mut order = turn.to_vec();
         if slice % 2 == 1 {
             order.reverse();
         }
         for way in order {
-            found[way as usize].push(one(stage, pair, work, way, length / SLICES)?);
+            found[way as usize].push(one(stage, pair, work, way, length / turns)?);
         }
     }
     let [Some(direct), Some(mesh), envoy] = found.map(|slices| Sample::together(&slices)) else {
         bail!("a way was left out")
     };
     Ok(Samples { direct, mesh, envoy })
+}
+
+/// How many turns a measurement is cut into.
+fn turns(length: Duration) -> u32 {
+    ((length.as_millis() / TURN.as_millis()) as u32).max(TURNS_MIN)
 }
 
 /// System calls of both agents for one unit of work.

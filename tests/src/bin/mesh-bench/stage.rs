@@ -1,4 +1,4 @@
-//! The stage: two nodes with an agent each, and twice the same three pods: once enrolled, once not.
+//! The stage: two nodes, an agent for each that is asked for, and twice the same three pods: once enrolled, once not.
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -80,29 +80,33 @@ impl Stage {
         let meshed = cast(&lab, "meshed")?;
         lab.manifests().namespace("plain", false)?;
         lab.manifests().namespace("meshed", true)?;
+        let relayed = [ENVOY_HTTP, ENVOY_BULK];
+        let envoy = envoy
+            .map(|program| EnvoyPair::start(&lab, program, &plain.client, &plain.far.pod, &relayed))
+            .transpose()?;
+        Ok(Self { plain, meshed, agents: Vec::new(), envoy, lab })
+    }
+
+    /// Starts the agents that the pair needs and that do not run yet. Of pods on one node that is one: a kernel has
+    /// one agent, and a second one's programs would be called for every socket too.
+    pub(crate) fn agents_for(&mut self, pair: Pair) -> Result<()> {
+        let nodes: &[&str] = if pair == Pair::SameNode { &["node-a"] } else { &["node-a", "node-b"] };
         // As ztunnel was measured: without an access log.
         let spec = AgentSpec {
             arguments: vec!["--access-log".to_owned(), "off".to_owned()],
             ..AgentSpec::default()
         };
-        let agents = ["node-a", "node-b"]
-            .map(|node| lab.agent_with(node, &spec))
-            .into_iter()
-            .collect::<Result<_>>()?;
-        let relayed = [ENVOY_HTTP, ENVOY_BULK];
-        let envoy = envoy
-            .map(|program| EnvoyPair::start(&lab, program, &plain.client, &plain.far.pod, &relayed))
-            .transpose()?;
-        let stage = Self { plain, meshed, agents, envoy, lab };
-        for agent in &stage.agents {
+        for node in nodes.iter().skip(self.agents.len()) {
+            let agent = self.lab.agent_with(node, &spec)?;
             eventually("the enrolled pods to be captured", DEADLINE, || {
                 let all = agent.ask(&["workloads"])?;
                 let local = all.as_array().into_iter().flatten();
                 let mut local = local.filter(|one| one["local"] == true && one["namespace"] == "meshed");
                 Ok(local.all(|one| one["enrolment"] == "captured"))
             })?;
+            self.agents.push(agent);
         }
-        Ok(stage)
+        Ok(())
     }
 
     /// The ways there are for a pair. Two sidecars on one node are not what anybody compares a bypass with.

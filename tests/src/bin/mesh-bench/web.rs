@@ -19,7 +19,7 @@ use crate::calls::Calls;
 use crate::cpu::Meter;
 use crate::http;
 use crate::stage::Pair;
-use crate::{FOREIGN_MAX, SLICES, TRIES};
+use crate::{FOREIGN_MAX, TRIES, turns};
 
 /// Not reported: connections, tunnels and caches of all sides get warm.
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -128,9 +128,10 @@ fn in_turn(stage: &Stage, work: &Work, round: usize, length: Duration) -> Result
     let mut order: Vec<usize> = (0..work.ways.len()).collect();
     order.rotate_left(round % work.ways.len());
     let mut slices = vec![Vec::new(); work.ways.len()];
-    for _ in 0..SLICES {
+    let turns = turns(length);
+    for _ in 0..turns {
         for at in &order {
-            slices[*at].push(one(stage, work, work.ways[*at], length / SLICES)?);
+            slices[*at].push(one(stage, work, work.ways[*at], length / turns)?);
         }
         order.reverse();
     }
