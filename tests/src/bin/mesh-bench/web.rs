@@ -10,7 +10,7 @@ mod stage;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use self::options::Options;
 use self::report::Report;
@@ -141,7 +141,7 @@ fn in_turn(stage: &Stage, work: &Work, round: usize, length: Duration) -> Result
 fn one(stage: &Stage, work: &Work, way: Way, length: Duration) -> Result<Sample> {
     let (client, to) = stage.route(work.pair, way)?;
     let meter = Meter::start(stage.pids(), stage.proxies(way))?;
-    let load = http::requests(client, to, work.connections, length)?;
+    let load = http::requests(client, to, work.connections, length).with_context(|| stage.failures())?;
     let used = meter.stop()?;
     if load.count.number == 0 {
         bail!("{:?}, {way:?}: no request was answered", work.pair);

@@ -154,6 +154,20 @@ impl Stage {
         pids
     }
 
+    /// Requests that were not answered as they should, as the agents count them: why, and which agent says so.
+    pub(crate) fn failures(&self) -> String {
+        let mut text = "failed requests, as the agents count them:".to_owned();
+        for agent in &self.mesh.agents {
+            let metrics = agent.metrics().unwrap_or_else(|error| format!("{error:#}"));
+            for line in metrics.lines() {
+                if line.starts_with("istio_requests_total{") && !line.contains("response_code=\"200\"") {
+                    text.push_str(&format!("\n{}: {line}", agent.node()));
+                }
+            }
+        }
+        text
+    }
+
     /// Whether a request is answered, and went the way that is to be measured.
     fn answers(&self, pair: Pair, way: Way) -> Result<bool> {
         let (client, to) = self.route(pair, way)?;
