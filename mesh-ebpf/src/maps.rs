@@ -39,8 +39,8 @@ pub static ROLES: SkStorage<SocketState> = SkStorage::new();
 #[btf_map]
 pub static VERDICTS: HashMap<VerdictKey, Verdict, { VERDICTS_MAX as usize }, LAZY> = HashMap::new();
 
-/// Live bypassed flows. Made beforehand: an entry comes and goes with each connection, and to allocate and free it, with
-/// buckets for four times as many, took a twentieth of a short one's whole time.
+/// Live bypassed flows. Made beforehand: an entry comes and goes with each connection, and to allocate and free it costs a
+/// short one more than to take it from what there is.
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, { FLOWS_MAX as usize }> = HashMap::new();
 

@@ -158,6 +158,11 @@ impl NodeView {
         }
     }
 
+    /// Pods that are attached.
+    fn enrolled(&self) -> usize {
+        self.openers.read().len()
+    }
+
     fn probe(&self) -> Probe {
         self.backlogs.count(&self.metrics().hits());
         let world = self.shared.store.load();
@@ -170,7 +175,7 @@ impl NodeView {
             world_stale_seconds: stale.as_secs_f64(),
             workloads: world.workload_count() as u64,
             services: world.service_count() as u64,
-            enrolled: self.pods.read().values().filter(|pod| pod.cookie.is_some()).count() as u64,
+            enrolled: self.enrolled() as u64,
             kernel: self.shared.capture.counters().unwrap_or_default(),
             certificates: (self.shared.certs.list().into_iter())
                 .filter_map(|cert| Some((cert.identity, seconds(cert.not_after?))))
@@ -186,9 +191,8 @@ impl NodeView {
     fn limits(&self) -> Vec<LimitView> {
         let metrics = self.shared.connections.metrics();
         let budget = &self.shared.node_budget;
-        let enrolled = || self.pods.read().values().filter(|pod| pod.cookie.is_some()).count() as u64;
         let known = |limit| match limit {
-            Limit::Pods => Some((Some(enrolled()), mesh_common::PODS_MAX.into())),
+            Limit::Pods => Some((Some(self.enrolled() as u64), mesh_common::PODS_MAX.into())),
             Limit::NodeConnections => Some((Some(budget.used() as u64), budget.max() as u64)),
             Limit::WorkloadConnections => Some((None, limits::MAX_CONNECTIONS_PER_WORKLOAD as u64)),
             Limit::Tunnels => Some((None, limits::TUNNELS_PER_NODE_MAX as u64)),
@@ -250,7 +254,7 @@ impl AdminSource for NodeView {
             workloads: WorkloadCounts {
                 known: world.workload_count(),
                 local: world.workloads_on(&self.shared.node).count(),
-                enrolled: self.pods.read().values().filter(|pod| pod.cookie.is_some()).count(),
+                enrolled: self.enrolled(),
             },
             services: world.service_count(),
             policies: world.all_authz().count() + world.all_peer_auths().count(),

@@ -1,5 +1,4 @@
 //! What libtest's output adds up to, and what it says of the tests that failed.
-use std::fmt::Write as _;
 
 /// Of what a failed test says, this many lines at its start and from its first panic or error on. A log that is kept
 /// may be its end only, so a failure has to fit there.
@@ -72,12 +71,12 @@ impl Results {
                         || line.contains(" panicked at ")
                 })
                 .unwrap_or_default()
-                .max(HEAD.min(said.len()));
-            let _ = writeln!(text, "---- {}", failure.test);
-            let mut part =
-                |lines: &[String]| lines.iter().for_each(|line| text.push_str(&format!("{line}\n")));
-            part(&said[..HEAD.min(said.len())]);
-            part(&said[why..(why + REST).min(said.len())]);
+                .max(HEAD);
+            text.push_str(&format!("---- {}\n", failure.test));
+            for line in said.iter().take(HEAD).chain(said.iter().skip(why).take(REST)) {
+                text.push_str(line);
+                text.push('\n');
+            }
         }
         text
     }
