@@ -221,10 +221,16 @@ impl App {
     /// HTTP/1.1 and HTTP/2 that answers with JSON: `pod`, `version` (the pod's label), `peer`, `local`, `protocol`,
     /// `method`, `path`, `headers`, `body_bytes`; what else it can do, see [`http`].
     pub fn http(pod: &Pod, port: u16) -> Result<Self> {
+        Self::impatient_http(pod, port, Duration::MAX)
+    }
+
+    /// The same, but a connection on which nothing has come within `patience` is closed, as nginx and many others do.
+    pub fn impatient_http(pod: &Pod, port: u16, patience: Duration) -> Result<Self> {
         let version = pod.labels().get("version").cloned();
         let name = Arc::new(http::Name { pod: pod.name().to_owned(), version });
-        let serve =
-            move |stream, stats| -> Serving { Box::pin(http::serve(stream, stats, Arc::clone(&name))) };
+        let serve = move |stream, stats| -> Serving {
+            Box::pin(http::serve(stream, stats, Arc::clone(&name), patience))
+        };
         Self::start(pod.netns(), port, Arc::new(serve))
     }
 

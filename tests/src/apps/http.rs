@@ -29,10 +29,17 @@ pub(super) struct Name {
     pub(super) version: Option<String>,
 }
 
-pub(super) async fn serve(stream: TcpStream, stats: Arc<Stats>, name: Arc<Name>) -> io::Result<()> {
+/// `patience` is how long a connection may say nothing at first.
+pub(super) async fn serve(
+    stream: TcpStream,
+    stats: Arc<Stats>,
+    name: Arc<Name>,
+    patience: Duration,
+) -> io::Result<()> {
     let conn = SeenConn { peer: canonical(stream.peer_addr()?), local: canonical(stream.local_addr()?) };
     let mut first = [0; 4];
-    let peeked = stream.peek(&mut first).await?;
+    let Ok(peeked) = tokio::time::timeout(patience, stream.peek(&mut first)).await else { return Ok(()) };
+    let peeked = peeked?;
     let app = Rc::new(Http { conn, name, stats });
     let service = service_fn(move |request| answer(request, Rc::clone(&app)));
     let io = TokioIo::new(stream);

@@ -1,12 +1,15 @@
 //! AuthorizationPolicy that speaks of requests: at the destination, whatever way a request takes to it.
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use http::Request;
-use mesh_tests::client::{Ask, Session};
-use mesh_tests::{PodSpec, eventually, guide, http2};
+use mesh_tests::client::{Ask, Session, line};
+use mesh_tests::{App, PodSpec, eventually, guide, http2};
 
-use crate::shop::{NS, SOON, Shop, TARGET};
+use crate::shop::{NS, READ_EVERYTHING, SOON, Shop, TARGET};
 
 /// The guide's policy: frontend may GET and POST /api/*, everything else is refused, on one node and across two, by
 /// the Service's address and by the pod's own, in both versions of HTTP.
@@ -66,7 +69,7 @@ fn frontend_may_what_the_policy_says() -> Result<()> {
 /// Bytes that are no HTTP do not pass a policy that asks about requests.
 #[test]
 fn other_bytes_are_refused() -> Result<()> {
-    use std::io::{Read as _, Write as _};
+    use std::io::Read as _;
     let pods = [("backend-near", "backend", "v1", "node-a"), ("backend-far", "backend", "v1", "node-b")];
     let shop = Shop::new("bytes under a request policy", &pods)?;
     shop.service("backend", None)?;
@@ -81,5 +84,48 @@ fn other_bytes_are_refused() -> Result<()> {
         })?;
         assert_eq!(server.app.stats().requests(), 0);
     }
+    Ok(())
+}
+
+/// How long the server below waits for a connection's first bytes.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Clients at once: more than the destination has workers.
+const CLIENTS: usize = 8;
+
+/// A server that closes connections on which nothing comes costs no request. The application's connection is made with the
+/// client's, before there is a request: the first one has it, however many others are idle, and gets another if it
+/// came too late.
+#[test]
+fn an_application_that_closes_silent_connections_loses_no_request() -> Result<()> {
+    let pods = [("far", "far", "v1", "node-b")];
+    let impatient = |pod: &_| App::impatient_http(pod, TARGET, PATIENCE);
+    let shop = Shop::serving(NS, "impatient application", &pods, impatient)?;
+    // The client's agent relays bytes: each connection is a stream, and so has one of the application's.
+    let service = shop.service("far", Some("tcp"))?;
+    shop.apply("read", READ_EVERYTHING)?;
+    let to = service.at(0);
+    let mut sessions = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut session = Session::new(shop.connect(to)?, "far")?;
+        ensure!(session.get("/first")?.status == 200);
+        sessions.push(session);
+    }
+    thread::sleep(2 * PATIENCE);
+    thread::scope(|scope| {
+        let all: Vec<_> = sessions
+            .iter_mut()
+            .map(|session| scope.spawn(|| session.get("/together?delay=300").map(|reply| reply.status)))
+            .collect();
+        for one in all {
+            let status = one.join().map_err(|_panic| anyhow::anyhow!("a client died"))??;
+            ensure!(status == 200, "a connection from before its request was answered {status}");
+        }
+        Ok(())
+    })?;
+    let mut slow = shop.connect(to)?;
+    slow.write_all(b"GET /slow HTTP/1.1\r\n")?;
+    thread::sleep(2 * PATIENCE);
+    slow.write_all(b"host: far\r\n\r\n")?;
+    ensure!(line(&mut slow)?.starts_with("HTTP/1.1 200"), "a head that took its time");
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::body::Outgoing;
 use super::destination::Destination;
 use super::downstream::Downstream;
 use super::pool::{Lease, Unanswered};
-use super::target::Target;
+use super::target::{How, Target};
 use crate::decide::circuit::Overflow;
 use crate::model::Reason;
 use crate::model::traffic::PoolLimits;
@@ -26,7 +26,7 @@ pub struct Try<'a> {
     pub http2: bool,
     /// It asks for another protocol: the connection is its alone.
     pub switches: bool,
-    /// A used connection may have died unnoticed; then only a fresh one will do.
+    /// A connection from before the request may have died unnoticed; then only a fresh one will do.
     pub fresh: bool,
 }
 
@@ -47,7 +47,7 @@ pub enum Kind {
     Overflow,
     /// The server says that it has not looked at the request (HTTP/2 REFUSED_STREAM, or GOAWAY before it).
     Refused,
-    /// A connection that had been used before broke without a byte of an answer.
+    /// A connection from before the request broke without a byte of an answer.
     Stale,
     /// It broke otherwise. `sent`: the request may have been seen.
     Reset { sent: bool },
@@ -72,7 +72,7 @@ impl Try<'_> {
             match lease.send(request).await {
                 Ok(response) => return Ok((response, lease)),
                 // Its server had closed it before: nothing is lost, the next one gets the same bytes.
-                Err(Unanswered { unsent: Some(same), reused: true, .. }) => {
+                Err(Unanswered { unsent: Some(same), waited: true, .. }) => {
                     request = same;
                     fresh = true;
                 }
@@ -83,7 +83,13 @@ impl Try<'_> {
 
     async fn lease(&self, fresh: bool) -> Result<Lease, (Kind, Reason)> {
         let slot = self.target.slot(self.http2);
-        if !fresh && let Some(lease) = slot.take() {
+        // It goes before those that have had a request, or it would stay without one until its server closes it. Where
+        // requests share a connection of HTTP/2 it is not needed.
+        let first = self.down.take_first();
+        if !fresh
+            && (self.http2 || first.is_none())
+            && let Some(lease) = slot.take()
+        {
             return Ok(lease);
         }
         // Counted as one that waits until it has its connection.
@@ -120,7 +126,8 @@ impl Try<'_> {
                 return Ok(lease);
             }
         };
-        self.target.dial(self.down, self.http2, self.limits, opened).await.map_err(|failure| {
+        let how = How { http2: self.http2, limits: self.limits, first };
+        self.target.dial(self.down, how, opened).await.map_err(|failure| {
             tracing::debug!(conn = self.down.conn.id(), reason = %failure.reason, "{}", failure.message);
             (Kind::Connect, failure.reason)
         })
@@ -128,12 +135,12 @@ impl Try<'_> {
 }
 
 fn failed(unanswered: Unanswered) -> Failed {
-    let Unanswered { error, unsent, reused } = unanswered;
+    let Unanswered { error, unsent, waited } = unanswered;
     let kind = if refused(&error) {
         Kind::Refused
     } else if unsent.is_some() {
         Kind::Reset { sent: false }
-    } else if reused
+    } else if waited
         && (error.is_incomplete_message() || error.is_canceled() || error.is_closed() || broke(&error))
     {
         Kind::Stale

@@ -186,16 +186,16 @@ pub struct Switched {
     pub(super) io: oneshot::Receiver<HttpIo>,
 }
 
-/// A connection for one request.
+/// A connection for one request. `waited`: it was there before the request, so that its server may have closed it unnoticed.
 pub enum Lease {
-    Http1 { conn: Http1, slot: Rc<Slot>, reused: bool },
+    Http1 { conn: Http1, slot: Rc<Slot>, waited: bool },
     Http2(Stream),
 }
 
 /// A place on an HTTP/2 connection.
 pub struct Stream {
     conn: Rc<Shared>,
-    reused: bool,
+    waited: bool,
 }
 
 /// A request that got no answer.
@@ -203,7 +203,8 @@ pub struct Unanswered {
     pub error: hyper::Error,
     /// None of it was sent: it may go elsewhere as it is.
     pub unsent: Option<Request<Outgoing>>,
-    pub reused: bool,
+    /// The connection was there before the request.
+    pub waited: bool,
 }
 
 impl HttpPool {
@@ -291,7 +292,7 @@ impl Slot {
             self.totals.idle.set(self.totals.idle.get().saturating_sub(1));
             // One that still swallows its last request's body, or that its server has closed, is let go.
             if idle.conn.sender.is_ready() && idle.conn.opened.may_wait(idle.since, Duration::MAX) {
-                return Some(Lease::Http1 { conn: idle.conn, slot: Rc::clone(self), reused: true });
+                return Some(Lease::Http1 { conn: idle.conn, slot: Rc::clone(self), waited: true });
             }
         }
     }
@@ -322,12 +323,17 @@ impl Slot {
         })
     }
 
-    /// A new connection with its first request.
-    pub fn fresh_http1(self: &Rc<Self>, conn: Http1) -> Lease {
-        Lease::Http1 { conn, slot: Rc::clone(self), reused: false }
+    /// A connection with its first request.
+    pub fn begin_http1(self: &Rc<Self>, conn: Http1, waited: bool) -> Lease {
+        Lease::Http1 { conn, slot: Rc::clone(self), waited }
     }
 
-    pub fn fresh_http2(self: &Rc<Self>, sender: http2::SendRequest<Outgoing>, opened: Opened) -> Lease {
+    pub fn begin_http2(
+        self: &Rc<Self>,
+        sender: http2::SendRequest<Outgoing>,
+        opened: Opened,
+        waited: bool,
+    ) -> Lease {
         let conn = Rc::new(Shared {
             sender,
             streams: Cell::new(0),
@@ -338,7 +344,7 @@ impl Slot {
         if !self.closed.get() {
             self.streams.borrow_mut().push(Rc::clone(&conn));
         }
-        Lease::Http2(Stream::enter(&conn, false))
+        Lease::Http2(Stream::enter(&conn, waited))
     }
 
     fn put(&self, conn: Http1) {
@@ -386,10 +392,10 @@ impl Slot {
 }
 
 impl Stream {
-    fn enter(conn: &Rc<Shared>, reused: bool) -> Self {
+    fn enter(conn: &Rc<Shared>, waited: bool) -> Self {
         conn.streams.set(conn.streams.get() + 1);
         conn.served.set(conn.served.get().saturating_add(1));
-        Self { conn: Rc::clone(conn), reused }
+        Self { conn: Rc::clone(conn), waited }
     }
 }
 
@@ -403,29 +409,21 @@ impl Drop for Stream {
 impl Lease {
     /// Sends a request and waits for the head of its answer.
     pub async fn send(&mut self, request: Request<Outgoing>) -> Result<Response<Incoming>, Unanswered> {
-        let (sent, reused) = match self {
-            Self::Http1 { conn, reused, .. } => {
+        let (sent, waited) = match self {
+            Self::Http1 { conn, waited, .. } => {
                 conn.served = conn.served.saturating_add(1);
-                (conn.sender.try_send_request(request).await, *reused)
+                (conn.sender.try_send_request(request).await, *waited)
             }
             Self::Http2(stream) => {
                 // Requests do not wait for each other: every one has a handle of its own.
                 let mut sender = stream.conn.sender.clone();
-                (sender.try_send_request(request).await, stream.reused)
+                (sender.try_send_request(request).await, stream.waited)
             }
         };
         sent.map_err(|mut failed| {
             let unsent = failed.take_message();
-            Unanswered { error: failed.into_error(), unsent, reused }
+            Unanswered { error: failed.into_error(), unsent, waited }
         })
-    }
-
-    /// Whether the connection has carried a request before this one.
-    pub fn reused(&self) -> bool {
-        match self {
-            Self::Http1 { reused, .. } => *reused,
-            Self::Http2(stream) => stream.reused,
-        }
     }
 
     /// The answer is complete: the connection may take another request, if it has not had `max`.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::HeaderValue;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::downstream::{Downstream, Side};
@@ -47,6 +48,14 @@ pub struct Of<'a> {
     pub tls: &'a ClientTls,
     /// The host that the request names.
     pub asked: Option<&'a str>,
+}
+
+/// How a request's connection begins.
+pub struct How<'a> {
+    pub http2: bool,
+    pub limits: &'a PoolLimits,
+    /// One that has been made already.
+    pub first: Option<TcpStream>,
 }
 
 impl Of<'_> {
@@ -186,9 +195,6 @@ impl Target {
     async fn open(&self, down: &Downstream, limit: std::time::Duration) -> Result<HttpIo, Failure> {
         let worker: &Worker = &down.worker;
         let Side::Outbound { source, .. } = &down.side else {
-            if let Some(first) = down.take_first() {
-                return Ok(HttpIo::tcp(first));
-            }
             let stream = upstream::leg(worker, &down.pod, down.client.ip(), self.endpoint, None).await?;
             return Ok(HttpIo::tcp(stream));
         };
@@ -213,15 +219,14 @@ impl Target {
         }
     }
 
-    /// Begins HTTP on a new connection.
-    pub async fn dial(
-        &self,
-        down: &Downstream,
-        http2: bool,
-        limits: &PoolLimits,
-        opened: Opened,
-    ) -> Result<Lease, Failure> {
-        let mut io = self.connect(down, limits.connect_timeout).await?;
+    /// Begins HTTP on a connection that has carried none.
+    pub async fn dial(&self, down: &Downstream, how: How<'_>, opened: Opened) -> Result<Lease, Failure> {
+        let How { http2, limits, first } = how;
+        let waited = first.is_some();
+        let mut io = match first {
+            Some(stream) => HttpIo::tcp(stream),
+            None => self.connect(down, limits.connect_timeout).await?,
+        };
         if let Some(tls) = &self.tls {
             let inside = if http2 { Inside::Http2 } else { Inside::Http1 };
             io = down.worker.shared.originator.begin(io, tls, inside).await?;
@@ -230,8 +235,8 @@ impl Target {
         let slot = self.slot(http2);
         if http2 {
             let sender = client::http2(io, limits.max_concurrent_streams).await.map_err(broke)?;
-            return Ok(slot.fresh_http2(sender, opened));
+            return Ok(slot.begin_http2(sender, opened, waited));
         }
-        client::http1(io, opened).await.map_err(broke).map(|conn| slot.fresh_http1(conn))
+        client::http1(io, opened).await.map_err(broke).map(|conn| slot.begin_http1(conn, waited))
     }
 }
