@@ -13,13 +13,13 @@ mod pod;
 
 pub use address::Address;
 pub use event::{Event, EventKind, payload_bytes};
-pub use flow::{Flow, FlowKey, SocketRole, SocketState, Verdict, VerdictAction, VerdictKey};
+pub use flow::{Flow, FlowKey, FlowPlace, SocketRole, SocketState, Verdict, VerdictAction, VerdictKey};
 pub use listen::{Families, listen_families, listen_key, split_listen_key};
 pub use pod::{LocalPod, PodEntry, PodFlags, SavedSettings};
 
 /// Version of every shared layout; part of each pin's file name, so that an agent never adopts
 /// maps of another layout.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Port of the outbound listener inside each pod's network namespace.
 pub const PORT_OUTBOUND: u16 = 15001;
@@ -43,8 +43,11 @@ pub const POD_ADDRESSES_MAX: u32 = PODS_MAX * 4;
 pub const LISTEN_MAX: u32 = 65_536;
 /// Cached verdicts of one node.
 pub const VERDICTS_MAX: u32 = 262_144;
-/// Live flows that bypass the agent on one node. Their memory is taken beforehand: about 9 MB of the kernel's.
-pub const FLOWS_MAX: u32 = 65_536;
+/// Places for live flows that bypass the agent on one node, a power of two: half a megabyte. A flow has two that it may
+/// have; where others are in both, it is filed among the spilled.
+pub const FLOW_PLACES: u32 = 8_192;
+/// Live flows that found their places taken.
+pub const SPILLED_MAX: u32 = 65_536;
 /// Live legs from the agent to applications, and live probes. Apart from the flows, so that a pod which opens very
 /// many bypass flows cannot take the room that other pods' connections need.
 pub const LEGS_MAX: u32 = 262_144;
@@ -123,7 +126,7 @@ pub enum Counter {
     PassedToApplication = 10,
     /// Packets for a port nobody listens on, or for one of the mesh's own ports.
     Dropped = 11,
-    /// A flow or leg found its map full.
+    /// A leg found its map full, or a flow its places taken and the map of such flows full.
     FlowsFull = 12,
     /// A listening port found its map full.
     ListenFull = 13,
@@ -131,10 +134,12 @@ pub enum Counter {
     EventsLost = 14,
     /// Connects of the kubelet into a pod.
     Probes = 15,
+    /// Bypassed flows that ended.
+    FlowsEnded = 16,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 16;
+    pub const COUNT: u32 = 17;
     pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
         (Self::Captured, "captured"),
         (Self::Bypassed, "bypassed"),
@@ -152,6 +157,7 @@ impl Counter {
         (Self::ListenFull, "listen_full"),
         (Self::EventsLost, "events_lost"),
         (Self::Probes, "probes"),
+        (Self::FlowsEnded, "flows_ended"),
     ];
 }
 

@@ -3,11 +3,12 @@
 //! and the verdict cache carries the answer). Loaded by `mesh-agent::capture`.
 #![no_std]
 #![no_main]
-// `core::sync::atomic` has no arithmetic for a target without compare-and-swap, though the kernel does.
+// `core::sync::atomic` has neither arithmetic nor compare-and-swap for this target, though the kernel does.
 #![feature(core_intrinsics)]
-#![expect(internal_features, reason = "the only way to the kernel's atomic add")]
+#![expect(internal_features, reason = "the only way to the kernel's atomic instructions")]
 
 mod connect;
+mod flows;
 mod maps;
 mod note;
 mod sockops;

@@ -1,20 +1,20 @@
 //! The maps that all programs of one agent share, and short accessors for them.
 //!
 //! What a look-up gives is memory of that map for as long as the program runs. If the entry is deleted meanwhile the memory
-//! may already be another entry's (always so in a map made beforehand, and since Linux 6.1 in all): whatever is read is
+//! may already be another entry's (always so in an array, and since Linux 6.1 in all): whatever is read is
 //! made of plain integers, so it is a value, if not the one that was looked for. Nobody acts on one for longer than its
 //! flow lives: the opener of a flow that has just been deleted has closed its socket, and no packet of it connects.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
     helpers::generated::bpf_ringbuf_query,
     macros::btf_map,
 };
 use mesh_common::{
-    Address, Counter, EVENTS_BYTES, Event, FLOWS_MAX, Flow, FlowKey, HEARTBEAT_MAX_NS, LEGS_MAX, LISTEN_MAX,
-    LocalPod, POD_ADDRESSES_MAX, PODS_MAX, PROBERS_MAX, PodEntry, SETTINGS, SOCKETS_MAX, Setting,
-    SocketState, VERDICTS_MAX, Verdict, VerdictKey,
+    Address, Counter, EVENTS_BYTES, Event, FLOW_PLACES, Flow, FlowKey, FlowPlace, HEARTBEAT_MAX_NS, LEGS_MAX,
+    LISTEN_MAX, LocalPod, POD_ADDRESSES_MAX, PODS_MAX, PROBERS_MAX, PodEntry, SETTINGS, SOCKETS_MAX,
+    SPILLED_MAX, Setting, SocketState, VERDICTS_MAX, Verdict, VerdictKey,
 };
 
 /// Entries come and go with connections; memory must not be taken for the limit up front.
@@ -39,10 +39,14 @@ pub static ROLES: SkStorage<SocketState> = SkStorage::new();
 #[btf_map]
 pub static VERDICTS: HashMap<VerdictKey, Verdict, { VERDICTS_MAX as usize }, LAZY> = HashMap::new();
 
-/// Live bypassed flows. Made beforehand: an entry comes and goes with each connection, and to allocate and free it costs a
-/// short one more than to take it from what there is.
+/// Live bypassed flows, each in one of the places that its key gives it. An entry comes and goes with each connection: a hash map's
+/// locks and lists cost a short one five times as much as the taking of a place. Memory that the agent shares.
 #[btf_map]
-pub static FLOWS: HashMap<FlowKey, Flow, { FLOWS_MAX as usize }> = HashMap::new();
+pub static FLOWS: Array<FlowPlace, { FLOW_PLACES as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Live bypassed flows that found others in their places.
+#[btf_map]
+pub static SPILLED: HashMap<FlowKey, Flow, { SPILLED_MAX as usize }, LAZY> = HashMap::new();
 
 /// Thread group id of a process -> when it began, in the kernel's clock ticks since boot. Its connections into
 /// pods are probes. Written by the agent.
@@ -81,11 +85,14 @@ pub fn raw<M>(map: &'static M) -> *mut core::ffi::c_void {
     core::ptr::from_ref(map).cast_mut().cast()
 }
 
+/// Returns how often it has been counted on this CPU.
 #[inline(always)]
-pub fn count(counter: Counter) {
-    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: the pointer is to this CPU's element, and programs are not preempted by themselves.
-        unsafe { *value += 1 };
+pub fn count(counter: Counter) -> u64 {
+    let Some(value) = COUNTERS.get_ptr_mut(counter as u32) else { return 0 };
+    // SAFETY: the pointer is to this CPU's element, and programs are not preempted by themselves.
+    unsafe {
+        *value += 1;
+        *value
     }
 }
 
@@ -132,19 +139,29 @@ pub fn tell(event: &Event) {
     output(event, RB_FORCE_WAKEUP);
 }
 
-/// Tells the agent when it next looks: waking it for each flow that ends would cost as much as the flow.
-/// It is woken before the ring fills up.
+/// Of how many flows that end on a CPU one looks how full the ring is.
+const LOOK_EVERY: u64 = 8;
+
+/// Tells the agent of a flow's end when it next looks: waking it for each would cost as much as the flow. It is woken before
+/// the ring fills up.
 #[inline(always)]
-pub fn tell_later(event: &Event) {
+pub fn tell_ended(event: &Event) {
+    let looks = count(Counter::FlowsEnded) % LOOK_EVERY == 0;
     // SAFETY: the helper takes a ring map and reads a number.
-    let waiting = unsafe { bpf_ringbuf_query(raw(&EVENTS), RB_AVAIL_DATA) };
-    let full = waiting > u64::from(EVENTS_BYTES) / 4;
+    let full =
+        looks && unsafe { bpf_ringbuf_query(raw(&EVENTS), RB_AVAIL_DATA) } > u64::from(EVENTS_BYTES) / 4;
     output(event, if full { RB_FORCE_WAKEUP } else { RB_NO_WAKEUP });
 }
 
 #[inline(always)]
 fn output(event: &Event, flags: u64) {
-    if EVENTS.output(event, flags).is_err() {
-        count(Counter::EventsLost);
+    match EVENTS.reserve(0) {
+        Some(mut room) => {
+            room.write(*event);
+            room.submit(flags);
+        }
+        None => {
+            count(Counter::EventsLost);
+        }
     }
 }

@@ -17,7 +17,8 @@ use mesh_common::{
     SocketState, VerdictAction, VerdictKey, listen_families, listen_key,
 };
 
-use crate::maps::{FLOWS, LEGS, LISTEN, LOCAL, PODS, ROLES, count, raw, tell, tell_later, verdict};
+use crate::flows;
+use crate::maps::{LEGS, LISTEN, LOCAL, PODS, ROLES, count, raw, tell, tell_ended, verdict};
 use crate::note::note;
 
 const OP_TCP_CONNECT: u32 = 3;
@@ -66,9 +67,11 @@ fn opened(ops: *mut bpf_sock_ops) {
     // SAFETY: the helpers take this program's own context, or nothing.
     let (socket_cookie, opened_ns) = unsafe { (bpf_get_socket_cookie(ops.cast()), bpf_ktime_get_ns()) };
     let flow = Flow { netns_cookie, socket_cookie, opened_ns, slot: pod.slot, role };
-    let filed =
-        if role == SocketRole::LEG { LEGS.insert(&key, &flow, ANY) } else { FLOWS.insert(&key, &flow, ANY) };
-    if filed.is_err() {
+    let filed = match role {
+        SocketRole::LEG => LEGS.insert(&key, &flow, ANY).is_ok(),
+        _ => flows::file(&key, &flow),
+    };
+    if !filed {
         count(Counter::FlowsFull);
         return;
     }
@@ -212,10 +215,7 @@ fn stopped(ops: *mut bpf_sock_ops, key: &FlowKey, epoch: u32) {
 /// The end of a bypassed flow: the only moment at which its figures are complete.
 #[inline(always)]
 fn closed(ops: *mut bpf_sock_ops, key: &FlowKey, old_state: u32) {
-    // SAFETY: an element's memory stays its map's (see `maps`).
-    let Some(flow) = (unsafe { FLOWS.get(key) }) else { return };
-    let flow = *flow;
-    let _ = FLOWS.remove(key);
+    let Some(flow) = flows::end(key) else { return };
     // SAFETY: context field reads, and a helper without arguments.
     let event = unsafe {
         Event {
@@ -233,7 +233,7 @@ fn closed(ops: *mut bpf_sock_ops, key: &FlowKey, old_state: u32) {
             key: *key,
         }
     };
-    tell_later(&event);
+    tell_ended(&event);
 }
 
 #[inline(always)]

@@ -14,7 +14,8 @@ use mesh_common::{
     VerdictKey, listen_key,
 };
 
-use crate::maps::{FLOWS, LEGS, SLOTS, SOCKETS, count, heartbeat_is_fresh, listening, verdict};
+use crate::flows;
+use crate::maps::{LEGS, SLOTS, SOCKETS, count, heartbeat_is_fresh, listening, verdict};
 use crate::note::note;
 
 const IPPROTO_TCP: u32 = 6;
@@ -89,12 +90,11 @@ pub fn is_mesh_port(port: u16) -> bool {
 /// asked again, so that one withdrawn between the connect and the packet does not count.
 #[inline(always)]
 fn is_known(key: &FlowKey, slot: u32) -> bool {
-    // SAFETY: an element's memory stays its map's (see `maps`).
-    if let Some(flow) = unsafe { FLOWS.get(key) } {
-        let asked = VerdictKey::new(flow.netns_cookie, key.remote, key.remote_port);
+    if let Some(opener) = flows::opener(key) {
+        let asked = VerdictKey::new(opener, key.remote, key.remote_port);
         return verdict(&asked) == Some(VerdictAction::BYPASS);
     }
-    // SAFETY: as above.
+    // SAFETY: an element's memory stays its map's (see `maps`).
     unsafe { LEGS.get(key) }.is_some_and(|leg| leg.slot == slot)
 }
 

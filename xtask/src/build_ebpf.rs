@@ -15,6 +15,8 @@ use crate::setup::KernelToolchain;
 use crate::{command, paths};
 
 const TARGET: &str = "bpfel-unknown-none";
+/// The instruction set: with compare-and-swap. Linux has had it since 5.12, and the agent asks for 5.15.
+const CPU: &str = "v3";
 
 /// What the object depends on besides the compiler.
 const SOURCES: &[&str] = &["mesh-ebpf", "mesh-common", "Cargo.toml"];
@@ -52,7 +54,10 @@ fn compile(kernel: &KernelToolchain) -> Result<PathBuf> {
     }
     let mut cargo = command::foreign_cargo(&kernel.cargo, &kernel.rustc);
     cargo.current_dir(&dir).env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", paths::bpf().join("build"));
-    cargo.env("RUSTFLAGS", format!("-Cdebuginfo=2 -Clink-arg=--btf -Clinker={}", kernel.linker.display()));
+    cargo.env(
+        "RUSTFLAGS",
+        format!("-Cdebuginfo=2 -Ctarget-cpu={CPU} -Clink-arg=--btf -Clinker={}", kernel.linker.display()),
+    );
     cargo.args(["build", "--release", "--target", TARGET, "-Zbuild-std=core"]);
     cargo.arg("--message-format=json-render-diagnostics");
     if dir.join("Cargo.lock").is_file() {
@@ -86,6 +91,7 @@ fn fingerprint(kernel: &KernelToolchain) -> Result<String> {
     let mut hasher = DefaultHasher::new();
     command::output(Command::new(&kernel.rustc).arg("-vV"))?.hash(&mut hasher);
     kernel.linker.hash(&mut hasher);
+    CPU.hash(&mut hasher);
     let linker = fs::metadata(&kernel.linker).context("cannot read the linker")?;
     (linker.len(), linker.modified().ok()).hash(&mut hasher);
     for source in SOURCES {

@@ -187,9 +187,7 @@ impl CaptureHandle {
             netns.run(end)??;
         }
         // The kernel forgets a flow when its opener's socket ends: not for one that it could not be told to end.
-        if still()? {
-            flows.remove(&key)?;
-        }
+        flows.forget(&key, flow.socket_cookie)?;
         Ok(true)
     }
 

@@ -10,15 +10,16 @@ use mesh_common::{
 
 use super::bpf;
 use super::error::CaptureError;
+use super::flows::FlowTable;
 use super::table::Table;
 
 /// Name of the map that carries events; read through aya's ring buffer.
 pub(super) const EVENTS: &str = "EVENTS";
 
 /// Every map that is pinned.
-pub(super) const NAMES: [&str; 14] = [
-    "PODS", "LOCAL", "SLOTS", "ROLES", "VERDICTS", "FLOWS", "LEGS", "LISTEN", "SEEDED", "SOCKETS", "PROBERS",
-    "CONFIG", "COUNTERS", EVENTS,
+pub(super) const NAMES: [&str; 15] = [
+    "PODS", "LOCAL", "SLOTS", "ROLES", "VERDICTS", "FLOWS", "SPILLED", "LEGS", "LISTEN", "SEEDED", "SOCKETS",
+    "PROBERS", "CONFIG", "COUNTERS", EVENTS,
 ];
 
 /// The map of the programs' log lines, which only an object with the feature `log` has. Pinned as well, so
@@ -40,7 +41,7 @@ pub(super) struct Maps {
     pub(super) slots: Table<u32, u32>,
     pub(super) roles: Table<i32, SocketState>,
     pub(super) verdicts: Table<VerdictKey, Verdict>,
-    pub(super) flows: Table<FlowKey, Flow>,
+    pub(super) flows: FlowTable,
     pub(super) legs: Table<FlowKey, Flow>,
     pub(super) listen: Table<u64, u64>,
     pub(super) seeded: Table<u64, u64>,
@@ -58,7 +59,7 @@ impl Maps {
             slots: open(dir, "SLOTS")?,
             roles: open(dir, "ROLES")?,
             verdicts: open(dir, "VERDICTS")?,
-            flows: open(dir, "FLOWS")?,
+            flows: FlowTable::open(dir)?,
             legs: open(dir, "LEGS")?,
             listen: open(dir, "LISTEN")?,
             seeded: open(dir, "SEEDED")?,
@@ -86,7 +87,8 @@ impl Maps {
     }
 }
 
-fn open<K: aya::Pod + Default, V: aya::Pod + Default>(
+/// Opens a pinned map.
+pub(super) fn open<K: aya::Pod + Default, V: aya::Pod + Default>(
     dir: &Path,
     name: &'static str,
 ) -> Result<Table<K, V>, CaptureError> {

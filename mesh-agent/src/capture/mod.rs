@@ -24,6 +24,7 @@ mod bpf;
 mod enrol;
 mod error;
 mod events;
+mod flows;
 mod handle;
 pub mod handover;
 mod host;

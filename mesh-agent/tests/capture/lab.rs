@@ -70,6 +70,19 @@ impl Space {
         Ok(stream)
     }
 
+    /// Connects from this very address and port.
+    pub(crate) fn connect_from(&self, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+        let connect = || {
+            let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
+            socket.bind(&from.into())?;
+            socket.connect_timeout(&to.into(), PATIENCE)?;
+            Ok::<TcpStream, io::Error>(socket.into())
+        };
+        let stream = self.netns.run(connect).unwrap()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Ok(stream)
+    }
+
     /// Begins to connect and does not wait.
     pub(crate) fn begin(&self, to: SocketAddr) -> socket2::Socket {
         let make = || {

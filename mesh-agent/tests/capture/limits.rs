@@ -1,21 +1,38 @@
 //! The kernel's tables when they are full: what is counted, and that nothing is let through for it.
 
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 
 use aya::Pod as Plain;
-use aya::maps::{HashMap, Map, MapData};
-use mesh_agent::capture::{CaptureError, KernelAction};
+use aya::maps::{Array, HashMap, Map, MapData};
+use mesh_agent::capture::{CaptureError, Event, FlowEnds, KernelAction};
 use mesh_agent::model::Limit;
 use mesh_agent::net::backlog;
-use mesh_common::{ABI_VERSION, EVENTS_BYTES, Event, FLOWS_MAX, LEGS_MAX, LISTEN_MAX, PODS_MAX, PodEntry};
+use mesh_common::{
+    ABI_VERSION, EVENTS_BYTES, FLOW_PLACES, FlowKey, FlowPlace, LEGS_MAX, LISTEN_MAX, PODS_MAX, PodEntry,
+    SPILLED_MAX,
+};
 
 use crate::bypass::Pair;
-use crate::lab::{Agent, Kind, Node, accept, eventually, leg, says};
+use crate::lab::{Agent, Kind, Node, accept, accept_app, errno, eventually, leg, says};
+
+fn pinned(dir: &Path, name: &str) -> MapData {
+    MapData::from_pin(dir.join(format!("{name}_v{ABI_VERSION}"))).unwrap()
+}
 
 /// One table of an agent, as anybody may open it who may read its folder.
 fn table<K: Plain, V: Plain>(dir: &Path, name: &str) -> HashMap<MapData, K, V> {
-    let map = MapData::from_pin(dir.join(format!("{name}_v{ABI_VERSION}"))).unwrap();
-    HashMap::try_from(Map::HashMap(map)).unwrap()
+    HashMap::try_from(Map::HashMap(pinned(dir, name))).unwrap()
+}
+
+/// Takes every place that is free, as a flow would that no connection has.
+fn take_places(dir: &Path) {
+    let mut places: Array<_, FlowPlace> = Array::try_from(Map::Array(pinned(dir, "flows"))).unwrap();
+    let another = FlowPlace { socket_cookie: FlowPlace::TAKEN - 1, ..FlowPlace::default() };
+    for at in 0..FLOW_PLACES {
+        places.set(at, another, 0).unwrap();
+    }
 }
 
 /// Fills what is free of a table of flows with entries that no connection has.
@@ -35,12 +52,59 @@ fn a_bypassed_flow_that_finds_the_table_full_is_handed_to_the_agent_and_counted(
     let pair = Pair::new("[::]:8080");
     let target = pair.server.at(false, 8080);
     pair.set(target, KernelAction::Bypass);
-    fill_flows(&pair.agent.dir, "flows", FLOWS_MAX);
+    take_places(&pair.agent.dir);
+    fill_flows(&pair.agent.dir, "spilled", SPILLED_MAX);
     let mut opened = pair.connect(target).unwrap();
     let mut accepted = accept(&pair.to, Kind::Inbound);
     says(&mut opened, &mut accepted.stream, "judged again");
     assert_eq!(pair.agent.handle().opener(accepted.peer, accepted.local).unwrap(), None, "a stranger's");
     assert_eq!(pair.agent.counter("flows_full"), 1);
+}
+
+/// One that finds only its places taken is a flow like any other: let through, listed, ended at once or by itself.
+#[tokio::test]
+async fn bypassed_flows_that_have_the_same_places_are_all_known() {
+    let mut pair = Pair::new("[::]:8080");
+    let mut events = pair.agent.capture().events().unwrap();
+    let handle = pair.agent.handle();
+    for v6 in [false, true] {
+        let (from, target) = (pair.client.at(v6, 0), pair.server.at(v6, 8080));
+        pair.set(target, KernelAction::Bypass);
+        let local = |port: u16| SocketAddr::new(from.ip(), port);
+        let places = |port: u16| {
+            let (local_port, remote_port) = (port, target.port());
+            FlowKey { local: from.ip().into(), remote: target.ip().into(), local_port, remote_port }.places()
+        };
+        let wanted = places(40_000);
+        let ports: Vec<u16> = (40_000..u16::MAX).filter(|port| places(*port) == wanted).take(3).collect();
+        assert_eq!(ports.len(), 3, "the table is too large for this test");
+        let mut open: Vec<(TcpStream, TcpStream)> = Vec::new();
+        for port in &ports {
+            let mut opened = pair.client.space.connect_from(local(*port), target).unwrap();
+            let (mut served, peer) = accept_app(&pair.app);
+            assert_eq!(peer.port(), *port);
+            says(&mut opened, &mut served, "direct");
+            open.push((opened, served));
+        }
+        let listed = || -> Vec<u16> {
+            let mut ports: Vec<u16> = handle.flows().unwrap().iter().map(|flow| flow.local.port()).collect();
+            ports.sort_unstable();
+            ports
+        };
+        assert_eq!(listed(), ports);
+        // The first two have the places; the second is cut, and the third, which spilled, ends by itself.
+        let cut = handle.flows().unwrap().into_iter().find(|flow| flow.local.port() == ports[1]).unwrap();
+        let ends = FlowEnds { opener: Some(&pair.from.netns), server: None };
+        assert!(handle.destroy(&cut, ends).unwrap());
+        assert_eq!(errno(open[1].1.read(&mut [0; 1])), Some(libc::ECONNRESET));
+        drop(open.remove(2));
+        eventually("two flows are gone", || listed() == ports[..1]);
+        drop(open);
+        eventually("the last is gone", || listed().is_empty());
+    }
+    let ended = std::iter::from_fn(|| events.take()).filter(|event| matches!(event, Event::FlowClosed(_)));
+    assert_eq!(ended.count(), 6);
+    assert_eq!((pair.agent.counter("flows_full"), pair.agent.counter("flows_ended")), (0, 6));
 }
 
 #[test]
@@ -80,7 +144,7 @@ fn events_that_nobody_reads_fill_the_ring_and_the_next_are_counted_as_lost() {
     let pod = node.pod("a");
     let mut agent = Agent::new();
     let _enrolled = agent.enrol(&pod);
-    let room = EVENTS_BYTES as usize / size_of::<Event>();
+    let room = EVENTS_BYTES as usize / size_of::<mesh_common::Event>();
     for _ in 0..room {
         drop(pod.space.listen("0.0.0.0:8080"));
         if agent.counter("events_lost") > 0 {
