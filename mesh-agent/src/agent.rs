@@ -10,6 +10,7 @@ mod flows;
 mod judge;
 mod leave;
 mod origin;
+mod pages;
 mod pods;
 mod probers;
 mod servers;
@@ -55,6 +56,8 @@ const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 const EVENTS_AT_ONCE: usize = 1024;
 /// A bypassed flow that was opened by a verdict read just before it was withdrawn shows up this much later.
 const RECHECK: Duration = Duration::from_millis(50);
+/// When the start is taken to be over: what it has needed of the program is not needed again soon.
+const STARTED: Duration = Duration::from_secs(1);
 /// How long the start waits for the first answers to names.
 const NAMES_WAIT: Duration = Duration::from_secs(2);
 /// Descriptors the agent asks for: two per relayed connection, one per tunnel of either side, some for itself.
@@ -283,6 +286,7 @@ impl Agent {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut recheck: Option<Instant> = None;
         let mut listening: Option<Instant> = None;
+        let mut started = Some(Instant::now() + STARTED);
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return Ok(End::Signal),
@@ -309,6 +313,13 @@ impl Agent {
                 () = at(recheck) => {
                     recheck = None;
                     self.judge_flows();
+                }
+                () = at(started) => {
+                    started = None;
+                    match pages::give_back() {
+                        Ok(bytes) => tracing::debug!(bytes, "code that only the start has needed is given back"),
+                        Err(error) => tracing::debug!(%error, "the program's pages stay in memory"),
+                    }
                 }
                 asked = self.cni.next() => {
                     if self.cni.ask(asked, &mut self.pods) {

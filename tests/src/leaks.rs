@@ -32,11 +32,20 @@ pub fn descriptor_kinds(pid: i32) -> Result<BTreeMap<String, usize>> {
 
 /// Resident memory of a process, in bytes.
 pub fn resident(pid: i32) -> Result<u64> {
+    memory(pid, "VmRSS:")
+}
+
+/// The most that it has been so far.
+pub fn resident_peak(pid: i32) -> Result<u64> {
+    memory(pid, "VmHWM:")
+}
+
+/// A size in `/proc/pid/status` (proc(5)).
+fn memory(pid: i32, name: &str) -> Result<u64> {
     let status =
         fs::read_to_string(format!("/proc/{pid}/status")).context("cannot read a process's status")?;
-    let line =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process without memory")?;
-    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("a process without memory")?;
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().context("not a size in kB")?;
     Ok(kilobytes * 1024)
 }
 

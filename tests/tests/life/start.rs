@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{Agent, AgentSpec, Lab, PodSpec, client, eventually};
+use mesh_tests::{Agent, AgentSpec, Lab, PodSpec, client, eventually, leaks};
 
 use crate::outside::{all_echo, readiness, traces};
 use crate::shop::{PATIENCE, PORT, Shop, rows};
@@ -228,4 +228,20 @@ fn a_policy_change_cuts_a_bypassed_flow() -> Result<()> {
         Ok(agent.metric("istio_tcp_connections_closed_total", &labels)? >= 1.0)
     })?;
     Ok(())
+}
+
+/// What only the start has needed of the program does not stay in memory, and the agent goes on without it.
+#[test]
+fn the_code_of_the_start_is_given_back() -> Result<()> {
+    const MEBIBYTE: u64 = 1 << 20;
+    let shop = Shop::new("code of the start")?;
+    let agents = shop.lab.agents()?;
+    let mut live = shop.live()?;
+    for agent in &agents {
+        eventually("memory to be given back", PATIENCE, || {
+            Ok(leaks::resident(agent.pid())? + 4 * MEBIBYTE < leaks::resident_peak(agent.pid())?)
+        })?;
+    }
+    all_echo(&mut live)?;
+    all_echo(&mut shop.live()?)
 }

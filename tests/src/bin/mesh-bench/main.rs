@@ -42,6 +42,8 @@ const TURNS_MIN: u32 = 4;
 /// Connections opened at a time where new connections are counted.
 const OPENING: usize = 8;
 const IDLE_CONNECTIONS: usize = 1000;
+/// After the agents' start, before their memory is looked at.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// What one measurement is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,6 +208,8 @@ fn run(options: &Options) -> Result<()> {
             continue;
         }
         stage.agents_for(pair)?;
+        // What only an agent's start needs goes a second after it.
+        std::thread::sleep(SETTLED);
         // Of an agent that has worked already, what it took before.
         report.resident_idle.extend(stage.resident()?.drain(report.resident_idle.len()..));
         stage.check_path(pair)?;
