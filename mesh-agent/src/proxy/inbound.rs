@@ -51,9 +51,10 @@ pub async fn serve_plaintext(worker: Rc<Worker>, pod: Arc<LocalPod>, accepted: (
     let decision_id = DecisionId::new();
     let arrival = Arrival { peer, client, destination, path: Path::Plain, decision_id };
     if asks_for_requests(&worker, &pod, destination.port()) {
-        return http::plaintext(&worker, &pod, arrival, stream).await;
+        return Box::pin(http::plaintext(&worker, &pod, arrival, stream)).await;
     }
-    match admit(&worker, &pod, &arrival).await {
+    // In a box, as in `outbound::serve`.
+    match Box::pin(admit(&worker, &pod, &arrival)).await {
         Ok((conn, server)) => {
             let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };
             let end = cut_or(&conn, relay::tcp(stream, server, &io)).await;
@@ -130,9 +131,9 @@ async fn serve_connect(
         path: Path::Hbone,
     };
     if asks_for_requests(&worker, &pod, arrival.destination.port()) {
-        return http::connect(&worker, &pod, arrival, responder).await;
+        return Box::pin(http::connect(&worker, &pod, arrival, responder)).await;
     }
-    match admit(&worker, &pod, &arrival).await {
+    match Box::pin(admit(&worker, &pod, &arrival)).await {
         Ok((conn, server)) => {
             let io = RelayIo { sent: conn.sent(), received: conn.received(), idle: IDLE_TIMEOUT };
             let Ok(stream) = responder.accept() else { return conn.finish(Some(Reason::ClientReset)) };
@@ -222,6 +223,30 @@ fn meta(world: &crate::world::World, arrival: &Arrival, workload: &Arc<Workload>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::outbound;
+
+    /// A task of a connection that is relayed as bytes. With its buffers, the kernel's sockets aside, this is what an idle
+    /// one costs (bar: 5 KiB).
+    const TASK_MAX_BYTES: usize = 3 * 1024;
+
+    fn task<A, B, C, F>(_serve: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn task_of_connect<A, B, C, D, F>(_serve: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn what_a_connection_waited_for_once_does_not_stay_with_it() {
+        for (name, bytes) in [
+            ("outbound", task(outbound::serve)),
+            ("plaintext", task(serve_plaintext)),
+            ("connect", task_of_connect(serve_connect)),
+        ] {
+            assert!(bytes <= TASK_MAX_BYTES, "{name}: {bytes} bytes; put the large part into a box");
+        }
+    }
 
     #[test]
     fn a_connect_may_name_only_the_pod_it_was_sent_to_and_no_port_of_the_mesh() {

@@ -94,11 +94,13 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, (stream, client): (Tc
         return upstream::reset(stream);
     };
     let Some(mut accepted) = identify(&worker, &pod, stream, client) else { return };
-    match look(&worker, &accepted).await {
+    // What is over before bytes are relayed lies in boxes of its own: a relayed connection may rest for days, and keeps the
+    // memory of the largest thing that its task has waited for.
+    match Box::pin(look(&worker, &accepted)).await {
         Ok(Look::Bytes(chosen)) => accepted.chosen = chosen,
         Ok(Look::Http(spoken, chosen)) => {
             accepted.chosen = chosen;
-            return serve_http(&worker, &pod, accepted, spoken).await;
+            return Box::pin(serve_http(&worker, &pod, accepted, spoken)).await;
         }
         Ok(Look::Refused(reason)) => {
             let service = worker.shared.store.load().service_at(accepted.original.ip()).map(Arc::clone);
@@ -108,7 +110,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Arc<LocalPod>, (stream, client): (Tc
         // Gone before it said anything.
         Err(_gone) => return,
     }
-    match establish(&worker, &pod, &accepted).await {
+    match Box::pin(establish(&worker, &pod, &accepted)).await {
         Some(opened) => relay_to_end(accepted.stream, opened).await,
         None => upstream::reset(accepted.stream),
     }
@@ -388,7 +390,10 @@ async fn relay_to_end(client: TcpStream, opened: Opened) {
     let relayed = async {
         match upstream {
             Upstream::Tcp(server) => cut_or(&conn, relay::tcp(client, server, &io)).await,
-            Upstream::Tls(server) => cut_or(&conn, relay::any(HttpIo::tcp(client), server, &io)).await,
+            // Larger than the others, and rare.
+            Upstream::Tls(server) => {
+                cut_or(&conn, Box::pin(relay::any(HttpIo::tcp(client), server, &io))).await
+            }
             Upstream::Tunnel(stream) => {
                 cut_or(&conn, relay::tunnel(client, *stream, TcpSide::Client, &io)).await
             }
