@@ -10,7 +10,6 @@ mod flows;
 mod judge;
 mod leave;
 mod origin;
-mod pages;
 mod pods;
 mod probers;
 mod servers;
@@ -316,7 +315,7 @@ impl Agent {
                 }
                 () = at(started) => {
                     started = None;
-                    match pages::give_back() {
+                    match crate::net::pages::give_back() {
                         Ok(bytes) => tracing::debug!(bytes, "code that only the start has needed is given back"),
                         Err(error) => tracing::debug!(%error, "the program's pages stay in memory"),
                     }

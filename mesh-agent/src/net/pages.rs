@@ -1,4 +1,4 @@
-//! The program's own pages in memory. Owns: giving back what only the start has needed. Called by the control loop.
+//! The program's own pages in memory. Owns: giving back what only the start has needed. Called by `agent`.
 
 use std::ffi::c_void;
 use std::fs;
@@ -11,7 +11,7 @@ use nix::sys::mman::{MmapAdvise, madvise};
 /// Unmaps the program's code. Nearly all of what is in memory by now has read settings and objects, made the first world and
 /// loaded programs, and is not needed again soon; what is comes back from the page cache, sixteen pages at a time.
 /// Returns the bytes of code looked at.
-pub(super) fn give_back() -> io::Result<usize> {
+pub fn give_back() -> io::Result<usize> {
     let program = fs::metadata("/proc/self/exe")?.ino();
     let maps = fs::read_to_string("/proc/self/maps")?;
     let mut bytes = 0;
