@@ -170,10 +170,7 @@ impl CaptureHandle {
             remote_port: flow.remote.port(),
         };
         // Another flow may have the same addresses by now: at the server nothing else tells them apart.
-        let still = || -> io::Result<bool> {
-            Ok(flows.get(&key)?.is_some_and(|now| now.socket_cookie == flow.socket_cookie))
-        };
-        if !still()? {
+        if flows.get(&key)?.is_none_or(|now| now.socket_cookie != flow.socket_cookie) {
             return Ok(false);
         }
         if let Some(netns) = ends.opener {

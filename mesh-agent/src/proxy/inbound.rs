@@ -233,16 +233,12 @@ mod tests {
         size_of::<F>()
     }
 
-    fn task_of_connect<A, B, C, D, F>(_serve: impl Fn(A, B, C, D) -> F) -> usize {
-        size_of::<F>()
-    }
-
     #[test]
     fn what_a_connection_waited_for_once_does_not_stay_with_it() {
         for (name, bytes) in [
             ("outbound", task(outbound::serve)),
             ("plaintext", task(serve_plaintext)),
-            ("connect", task_of_connect(serve_connect)),
+            ("connect", task(|worker, pod, (connect, to)| serve_connect(worker, pod, connect, to))),
         ] {
             assert!(bytes <= TASK_MAX_BYTES, "{name}: {bytes} bytes; put the large part into a box");
         }
